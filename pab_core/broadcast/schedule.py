@@ -1,0 +1,125 @@
+"""The schedule: for each branch and step, the step whose update is used. Resolved before the run; all else reads it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from ..models.layers import Branch, Kind, Stream
+from .policy import MlpRule, Policy
+
+
+@dataclass(frozen=True, eq=False)
+class ScheduleTable:
+    """Immutable table of branch x step.
+
+    `source[branch][step]` is the step at which the update used at `step` was computed: `step` itself where it is
+    computed, an earlier step where it is reused.
+    """
+
+    policy: str
+    timesteps: tuple[float, ...]
+    source: Mapping[Branch, tuple[int, ...]]
+
+    def __post_init__(self) -> None:
+        for branch, steps in self.source.items():
+            assert len(steps) == len(self.timesteps), branch
+            assert all(s == i or (s < i and steps[s] == s) for i, s in enumerate(steps)), (branch, steps)
+        object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        return tuple(self.source)
+
+    @property
+    def steps(self) -> int:
+        return len(self.timesteps)
+
+    def reuses(self, branch: Branch, step: int) -> bool:
+        return self.source[branch][step] != step
+
+    @cached_property
+    def last_use(self) -> Mapping[tuple[Branch, int], int]:
+        """(branch, step at which it was computed) -> the last step that reuses it; absent if none does."""
+        last = {(b, s): i for b, steps in self.source.items() for i, s in enumerate(steps) if s != i}
+        return MappingProxyType(last)
+
+    def reused_blocks(self, step: int, kind: Kind, stream: Stream) -> list[int]:
+        """The blocks of a stream that reuse their `kind` branch at a step."""
+        return [b.block for b in self.source if b.kind == kind and b.stream == stream and self.reuses(b, step)]
+
+    def reused_row(self, kind: Kind) -> list[float]:
+        """For each step the share of the branches of that kind that is reused, 0..1."""
+        branches = [b for b in self.source if b.kind == kind]
+        return [sum(self.reuses(b, i) for b in branches) / max(len(branches), 1) for i in range(self.steps)]
+
+    def reused_share(self, kind: Kind | None = None) -> float:
+        """Share of the run's branch calls (of one kind, or of all) that is reused, 0..1."""
+        rows = [steps for b, steps in self.source.items() if kind in (None, b.kind)]
+        calls = sum(len(steps) for steps in rows)
+        return sum(s != i for steps in rows for i, s in enumerate(steps)) / calls if calls else 0.0
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [kind for kind in ("spatial", "temporal", "cross", "mlp") if any(b.kind == kind for b in self.source)]
+
+    def to_json(self) -> dict[str, Any]:
+        """The public form: a 0/1 for each step (1 = reused by every block), and the MLP's reused blocks by step."""
+
+        def row(kind: Kind) -> list[int]:
+            return [int(share == 1.0) for share in self.reused_row(kind)]
+
+        def blocks(stream: Stream) -> dict[str, list[int]]:
+            by_step = {str(i): self.reused_blocks(i, "mlp", stream) for i in range(self.steps)}
+            return {step: reused for step, reused in by_step.items() if reused}
+
+        return {
+            "policy": self.policy,
+            "timesteps": list(self.timesteps),
+            "spatial": row("spatial"),
+            "temporal": row("temporal"),
+            "cross": row("cross"),
+            "mlp_spatial": blocks("spatial"),
+            "mlp_temporal": blocks("temporal"),
+        }
+
+
+def resolve(policy: Policy, timesteps: Sequence[float], branches: Iterable[Branch]) -> ScheduleTable:
+    """Applies a policy to the timesteps that a run will visit (one for each call of the model) and its branches."""
+    steps = len(timesteps)
+    attention = {kind: _attention_source(policy, kind, timesteps) for kind in ("spatial", "temporal", "cross")}
+    source = {
+        b: _mlp_source(policy.mlp_rules(b.stream), timesteps, b.block) if b.kind == "mlp" else attention[b.kind]
+        for b in branches
+    }
+    assert all(len(row) == steps for row in source.values())
+    return ScheduleTable(policy.name, tuple(float(t) for t in timesteps), source)
+
+
+def _attention_source(policy: Policy, kind: Kind, timesteps: Sequence[float]) -> tuple[int, ...]:
+    n, window, steps = policy.range_of(kind), policy.window_of(kind), len(timesteps)
+    source, computed = [], 0
+    for i, t in enumerate(timesteps):
+        # Counted from the start of the run, not of the window, as the authors do.
+        if i == 0 or i % n == 0 or (i, steps, t) not in window:
+            computed = i
+        source.append(computed)
+    return tuple(source)
+
+
+def _mlp_source(rules: Sequence[MlpRule], timesteps: Sequence[float], block: int) -> tuple[int, ...]:
+    """Where spans of rules overlap, a step that keeps its update computes it, else the rule listed first is followed,
+    also if it leaves this block out (the authors' order of precedence)."""
+    steps = len(timesteps)
+    spans = [(rule.blocks is None or block in rule.blocks, *rule.spans(steps, timesteps)) for rule in rules]
+    keeps = {i for mine, keys, _ in spans if mine for i in keys}
+    source = list(range(steps))
+    for i in range(steps):
+        if i in keeps:
+            continue
+        mine, keys, _ = next((span for span in spans if i in span[2]), (False, [], []))
+        earlier = [key for key in keys if key < i]
+        if mine and earlier:
+            source[i] = earlier[-1]
+    return tuple(source)

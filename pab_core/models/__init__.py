@@ -1,0 +1,1 @@
+"""Video diffusion transformers: single-device PyTorch, one file a model."""
