@@ -145,9 +145,10 @@ class Policy:
         window: Window | None = None,
         mlp_rules: tuple[MlpRule, ...] = (),
     ) -> "Policy":
-        """A copy with what a user set on top of it; None leaves a field as it is.
+        """A copy with what a user set on top of it, with the changes in its name; None leaves a field as it is.
 
-        mlp True turns MLP broadcast on with `mlp_rules` if the policy has no rules of its own.
+        mlp True turns MLP broadcast on with `mlp_rules` if the policy has no rules of its own. Changes of users go through
+        `presets.customise`, which knows the family's rules and window.
         """
         given = {"spatial": spatial, "temporal": temporal, "cross": cross, "window": window}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -158,7 +159,14 @@ class Policy:
         elif mlp and not (self.mlp_spatial or self.mlp_temporal):
             changes |= {"mlp_spatial": mlp_rules, "mlp_temporal": mlp_rules}
         changed = replace(self, **changes)
-        return self if changed == self else replace(changed, name=f"{self.name}*" if self.name[-1:] != "*" else self.name)
+        if changed == self:
+            return self
+        said = [f"{kind}={changed.range_of(kind)}" for kind in _ATTENTION if changed.range_of(kind) != self.range_of(kind)]
+        if (changed.mlp_spatial, changed.mlp_temporal) != (self.mlp_spatial, self.mlp_temporal):
+            said.append("mlp=on" if mlp else "mlp=off")
+        if (changed.window, changed.windows) != (self.window, self.windows):
+            said.append(f"window={changed.window.text}")
+        return replace(changed, name=" ".join([self.name, *said]))
 
     @classmethod
     def from_authors(cls, config: Mapping[str, Any], name: str = "authors") -> "Policy":

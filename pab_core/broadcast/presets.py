@@ -8,7 +8,7 @@ the authors' schedule. Source of the figures: NUS-HPC-AI-Lab/VideoSys and arXiv 
 import difflib
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import PabError
 from .policy import MlpRule, Policy, Window, mlp_rules
@@ -71,7 +71,36 @@ def preset(name: str, family: str, depth: int) -> Policy:
             "ranges (spatial, temporal, cross), such as pab444."
         )
     spatial, temporal, cross = (int(digit) for digit in ranges.groups())
-    rules = family_mlp_rules(family, depth)
+    # As with the authors, no kind of attention broadcast means no broadcast at all.
+    rules = family_mlp_rules(family, depth) if max(spatial, temporal, cross) > 1 else ()
     return Policy(
         name, spatial, temporal, cross, FAMILIES[family].window, mlp_spatial=rules, mlp_temporal=rules
     )
+
+
+def customise(
+    policy: str | Policy,
+    family: str,
+    depth: int,
+    *,
+    spatial: int | None = None,
+    temporal: int | None = None,
+    cross: int | None = None,
+    mlp: bool | None = None,
+    window: Window | None = None,
+) -> Policy:
+    """A policy, by name or itself, with a user's own settings on top; None leaves a setting as the policy has it.
+
+    Where the policy is off, it has neither a window nor MLP rules of its own: those of the family are taken.
+
+    Raises:
+        PabError: unknown name, or a range that is not a whole number, 1 or more.
+    """
+    base = preset(policy, family, depth) if isinstance(policy, str) else policy
+    rules = family_mlp_rules(family, depth)
+    changed = base.with_changes(
+        spatial=spatial, temporal=temporal, cross=cross, mlp=mlp, window=window, mlp_rules=rules
+    )
+    if base.is_off and base.window == Window() and window is None and not changed.is_off:
+        return replace(changed, window=FAMILIES[family].window)
+    return changed

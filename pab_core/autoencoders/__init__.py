@@ -1,0 +1,5 @@
+"""Video autoencoders: pixels to latents and back."""
+
+from .open_sora import OpenSoraVAE
+
+__all__ = ["OpenSoraVAE"]

@@ -1,0 +1,1 @@
+"""Measurements: how fast, how near to the unaccelerated video, on which machine."""

@@ -1,0 +1,145 @@
+"""How much faster a policy is, and how near its video stays: `off` and policies take turns in one process."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..broadcast import Policy, ScheduleTable
+from ..errors import PabError
+from ..pipeline import Pipeline
+from .machine import describe_machine
+
+PROMPT = "a red ball rolls left over a green floor"
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One policy's measurements."""
+
+    policy: str
+    seconds: tuple[float, ...]  # of the denoise loop, one for each round
+    speedup: float  # median time of off / median time of this policy
+    reused: dict[str, float]  # kind -> share, 0..1
+    psnr: float | None  # dB of its frames against those of off; None = identical
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """`rows` begins with off."""
+
+    model: str
+    weights: str  # "trained" or "random"
+    machine: dict[str, str | int]
+    settings: dict[str, Any]
+    rows: tuple[SpeedRow, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        rows = [
+            {
+                "policy": row.policy,
+                "seconds": [round(s, 4) for s in row.seconds],
+                "median": round(row.median, 4),
+                "speedup": round(row.speedup, 4),
+                "reused": {kind: round(share, 4) for kind, share in row.reused.items()},
+                "psnr": None if row.psnr is None else round(row.psnr, 2),
+            }
+            for row in self.rows
+        ]
+        return {
+            "model": self.model,
+            "weights": self.weights,
+            "machine": self.machine,
+            "settings": self.settings,
+            "runs": rows,
+        }
+
+
+def measure_speed(
+    pipe: Pipeline,
+    policies: Sequence[str | Policy],
+    *,
+    prompt: str = PROMPT,
+    seed: int = 1,
+    repeat: int = 3,
+    steps: int | None = None,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    on_run: Callable[[int, int], None] | None = None,
+) -> SpeedReport:
+    """Times the denoise loop of off and of each policy, same prompt and noise, in turn within each round.
+
+    Each round starts with another of them, so that a machine that warms up or throttles favours none. A few steps run
+    before, unmeasured.
+
+    Args:
+        on_run: (runs done, runs in all), also called with 0 at the start.
+    """
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise PabError(f"The number of rounds must be a whole number, 1 or more, not {repeat!r}.")
+    size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
+    tables = [pipe.schedule(policy, steps=steps, **size) for policy in ("off", *policies)]
+    text = pipe.encode_prompt(prompt)
+    noise = pipe.prepare_latents(seed, **size)
+
+    def timed(table: ScheduleTable) -> tuple[float, Tensor]:
+        _finish(pipe.device)
+        start = time.perf_counter()
+        latents = pipe.denoise(noise, text, table, **size)
+        _finish(pipe.device)
+        return time.perf_counter() - start, latents
+
+    timed(pipe.schedule("off", steps=min(_WARM_UP_STEPS, tables[0].steps), **size))
+    seconds: list[list[float]] = [[] for _ in tables]
+    latents: dict[int, Tensor] = {}
+    total = repeat * len(tables)
+    for done in range(total):
+        if on_run is not None:
+            on_run(done, total)
+        turn, place = divmod(done, len(tables))
+        which = (turn + place) % len(tables)
+        elapsed, latents[which] = timed(tables[which])
+        seconds[which].append(elapsed)
+    if on_run is not None:
+        on_run(total, total)
+
+    frames = [pipe.decode(latents[i], num_frames) for i in range(len(tables))]
+    medians = [statistics.median(s) for s in seconds]
+    rows = tuple(
+        SpeedRow(
+            policy=table.policy,
+            seconds=tuple(seconds[i]),
+            speedup=medians[0] / medians[i],
+            reused={kind: table.reused_share(kind) for kind in table.kinds},
+            psnr=psnr(frames[i], frames[0]),
+        )
+        for i, table in enumerate(tables)
+    )
+    count, tall, wide, _ = frames[0].shape
+    settings = {"prompt": prompt, "seed": seed, "repeat": repeat, "steps": tables[0].steps}
+    settings |= {"num_frames": count, "height": tall, "width": wide}
+    weights = "trained" if pipe.spec.trained else "random"
+    return SpeedReport(pipe.spec.name, weights, describe_machine(str(pipe.device)), settings, rows)
+
+
+def psnr(frames: Tensor, reference: Tensor) -> float | None:
+    """Peak signal-to-noise ratio in dB of uint8 videos [T, H, W, 3] over all their pixels; None = identical."""
+    error = (frames.double() - reference.double()).square().mean().item()
+    return 10 * math.log10(255**2 / error) if error else None
+
+
+def _finish(device: torch.device) -> None:
+    """A GPU works behind the program's back: wait for it before the clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
