@@ -22,6 +22,7 @@ from .text import TextEmbedding, TextEncoder
 if TYPE_CHECKING:  # diffusers takes a second to import, and not everything here decodes
     from .autoencoders.open_sora import OpenSoraVAE
 
+_VOCABULARIES = ("spiece.model", "tokenizer.json")
 DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
 
 
@@ -96,8 +97,7 @@ class Pipeline:
         load_weights(transformer, folder / "transformer", dtype, device)
         vae, preview_matrix = _load_vae(folder / "vae", dtype, device)
         flow = read_flow(folder)
-        text_encoder = _load_text_encoder(folder, config.model_max_length, dtype, device)
-        _check_fit("text_encoder", text_encoder.model.config.d_model, "caption_channels", config.caption_channels)
+        text_encoder = _load_text_encoder(folder, config, dtype, device)
         _check_fit("vae", vae.latent_channels, "in_channels", config.in_channels)
         return cls(
             spec=replace(spec, depth=config.depth),
@@ -267,9 +267,7 @@ class Pipeline:
         return clip_size(self.spec, num_frames, height, width)
 
 
-def clip_size(
-    spec: ModelSpec, num_frames: int | None, height: int | None, width: int | None
-) -> tuple[int, int, int]:
+def clip_size(spec: ModelSpec, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
     """The clip's size with the model's defaults filled in; PabError where the model cannot take it."""
     size = (
         spec.num_frames if num_frames is None else num_frames,
@@ -375,20 +373,29 @@ def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple["
     return vae, None if matrix is None else torch.tensor(matrix)
 
 
-def _load_text_encoder(folder: Path, max_length: int, dtype: torch.dtype, device: torch.device) -> TextEncoder:
+def _load_text_encoder(
+    folder: Path, transformer: STDiT3Config, dtype: torch.dtype, device: torch.device
+) -> TextEncoder:
     from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
     config = T5Config.from_dict(read_config(folder / "text_encoder"))
+    _check_fit("text_encoder", config.d_model, "caption_channels", transformer.caption_channels)
     with torch.device("meta"):
         model = T5EncoderModel(config)
     embedding = {"encoder.embed_tokens.weight": "shared.weight"}
     load_weights(model, folder / "text_encoder", dtype, device, tied=embedding)
     read_config(folder / "tokenizer", "tokenizer_config.json")
+    # Without its vocabulary, transformers would quietly make a tokenizer that knows no word.
+    if not any((folder / "tokenizer" / name).is_file() for name in _VOCABULARIES):
+        raise PabError(f"{folder / 'tokenizer'} has no {' or '.join(_VOCABULARIES)}; it is incomplete, fetch it again.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise PabError(f"The tokenizer in {folder / 'tokenizer'} cannot be read ({error}); fetch it again.") from error
-    return TextEncoder(model, tokenizer, max_length)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PabError(
+            f"The tokenizer in {folder / 'tokenizer'} is damaged or of an unknown kind ({reason}); fetch it again."
+        ) from error
+    return TextEncoder(model, tokenizer, transformer.model_max_length)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Window:
 
     @classmethod
     def parse(cls, text: str) -> "Window":
-        """"0.3:0.85" -> Window(0.3, 0.85)."""
+        """ "0.3:0.85" -> Window(0.3, 0.85)."""
         try:
             start, stop = (float(part) for part in text.split(":"))
         except ValueError:
@@ -147,8 +147,8 @@ class Policy:
     ) -> "Policy":
         """A copy with what a user set on top of it, with the changes in its name; None leaves a field as it is.
 
-        mlp True turns MLP broadcast on with `mlp_rules` if the policy has no rules of its own. Changes of users go through
-        `presets.customise`, which knows the family's rules and window.
+        mlp True turns MLP broadcast on with `mlp_rules` if the policy has no rules of its own. Users' changes come by
+        way of `presets.customise`, which knows the family's rules and window.
         """
         given = {"spatial": spatial, "temporal": temporal, "cross": cross, "window": window}
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -161,7 +161,9 @@ class Policy:
         changed = replace(self, **changes)
         if changed == self:
             return self
-        said = [f"{kind}={changed.range_of(kind)}" for kind in _ATTENTION if changed.range_of(kind) != self.range_of(kind)]
+        said = [
+            f"{kind}={changed.range_of(kind)}" for kind in _ATTENTION if changed.range_of(kind) != self.range_of(kind)
+        ]
         if (changed.mlp_spatial, changed.mlp_temporal) != (self.mlp_spatial, self.mlp_temporal):
             said.append("mlp=on" if mlp else "mlp=off")
         if (changed.window, changed.windows) != (self.window, self.windows):
@@ -175,7 +177,7 @@ class Policy:
         enabled = {kind: bool(config.get(f"{kind}_broadcast")) for kind in _ATTENTION}
         if not any(enabled.values()):
             return cls(name=name)  # their switch for MLP alone does nothing
-        ranges = {kind: config[f"{kind}_range"] if enabled[kind] else 1 for kind in _ATTENTION}
+        ranges: dict[str, Any] = {kind: config[f"{kind}_range"] if enabled[kind] else 1 for kind in _ATTENTION}
         windows = tuple(
             (kind, Window(*config[f"{kind}_threshold"], unit="timestep")) for kind in _ATTENTION if enabled[kind]
         )
@@ -187,9 +189,7 @@ class Policy:
                 for timestep, rule in (table or {}).items()
             )
 
-        return cls(
-            name=name, windows=windows, mlp_spatial=rules("spatial"), mlp_temporal=rules("temporal"), **ranges
-        )
+        return cls(name=name, windows=windows, mlp_spatial=rules("spatial"), mlp_temporal=rules("temporal"), **ranges)
 
 
 def check_range(kind: str, value: Any) -> int:

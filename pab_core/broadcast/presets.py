@@ -73,9 +73,7 @@ def preset(name: str, family: str, depth: int) -> Policy:
     spatial, temporal, cross = (int(digit) for digit in ranges.groups())
     # As with the authors, no kind of attention broadcast means no broadcast at all.
     rules = family_mlp_rules(family, depth) if max(spatial, temporal, cross) > 1 else ()
-    return Policy(
-        name, spatial, temporal, cross, FAMILIES[family].window, mlp_spatial=rules, mlp_temporal=rules
-    )
+    return Policy(name, spatial, temporal, cross, FAMILIES[family].window, mlp_spatial=rules, mlp_temporal=rules)
 
 
 def customise(

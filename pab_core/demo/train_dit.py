@@ -1,5 +1,6 @@
 """Trains the demo model's transformer and text encoder, together, on latents of rendered clips."""
 
+import copy
 import random
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,7 +29,7 @@ WORDINGS = 4  # captions for each clip of the bank
 @dataclass(frozen=True)
 class DitSettings:
     seconds: float  # wall time, compilation not counted
-    clips: int = 40960  # in the bank of latents
+    clips: int = 24576  # in the bank of latents
     batch: int = 256
     learning_rate: float = 1e-3  # of AdamW; Muon's update is scaled to match it
     muon_rate: float = 2e-3
@@ -83,17 +84,20 @@ def tokenize_captions(fields: list[SceneFields], folder: Path, seed: int) -> Ten
 
 
 @torch.no_grad()
-def encode_bank(vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, workers: int = 8) -> Bank:
-    """Renders and encodes `clips` clips; sets the autoencoder's scale and shift from the first of them."""
+def encode_bank(
+    vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, *, fit_scale: bool, workers: int = 8
+) -> Bank:
+    """Renders and encodes `clips` clips; `fit_scale` sets the autoencoder's scale and shift from the first of them."""
     scenes = source.scenes(clips)
     fields = scenes.describe()
     parts = [fields[i : i + 512] for i in range(0, clips, 512)]
     with ProcessPoolExecutor(workers) as pool:
         captions = pool.map(tokenize_captions, parts, [tokenizer] * len(parts), range(len(parts)))
         raw = torch.cat([_encode(vae, source, scenes[i : i + source.chunk]) for i in range(0, clips, source.chunk)])
-        sample = raw[:1024].float()
-        vae.shift = sample.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-        vae.scale = sample.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+        if fit_scale:
+            sample = raw[:1024].float()
+            vae.shift = sample.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+            vae.scale = sample.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
         for part in raw.split(1024):
             part.copy_(vae.normalize(part.float()))
         return Bank(raw, torch.cat(list(captions)).to(raw.device))
@@ -106,15 +110,71 @@ def _encode(vae: OpenSoraVAE, source: ClipSource, scenes: Scenes) -> Tensor:
     return torch.cat(mean.chunk(2), dim=2).half()
 
 
+class BatchedMuon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) that orthogonalises all matrices of one shape at once.
+
+    torch.optim.Muon does it one by one: at this model's size its thousands of small kernels cost as much as a third of
+    the step. The update is scaled to the size of AdamW's, so that its learning rates carry over (arXiv 2502.16982).
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float = 0.02, momentum: float = 0.95):
+        shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        for matrix in matrices:
+            shapes.setdefault(matrix.shape, []).append(matrix)
+        groups = [{"params": group} for group in shapes.values()]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            matrices, lr = group["params"], group["lr"]
+            gradient = torch.stack([matrix.grad for matrix in matrices])
+            state = self.state[matrices[0]]
+            momentum = state.setdefault("momentum", torch.zeros_like(gradient))
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            update = orthogonalise(gradient.lerp(momentum, group["momentum"]))
+            update *= -lr * 0.2 * max(update.shape[1:]) ** 0.5
+            torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(matrices, list(update.to(matrices[0].dtype).unbind()))
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, roughly, by Newton-Schulz iteration: [N, R, C] -> [N, R, C]."""
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return (x.mT if tall else x).float()
+
+
+class WorkingCopy:
+    """A bfloat16 copy that runs forward and backward; the float32 original is what the optimisers change."""
+
+    def __init__(self, original: nn.Module, dtype: torch.dtype):
+        self.module = copy.deepcopy(original).to(dtype)
+        self._original = [p for p in original.parameters() if p.requires_grad]
+        self._copies = [p for p in self.module.parameters() if p.requires_grad]
+
+    def hand_over_gradients(self) -> None:
+        for mine, copied in zip(self._original, self._copies, strict=True):
+            mine.grad = None if copied.grad is None else copied.grad.to(mine.dtype)
+            copied.grad = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        torch._foreach_copy_(self._copies, [p.detach() for p in self._original])
+
+
 def make_optimizers(model: TextToLatents, settings: DitSettings, fused: bool) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for all else."""
     blocks = [*model.transformer.spatial_blocks.parameters(), *model.transformer.temporal_blocks.parameters()]
     matrices = [p for p in blocks if p.ndim == 2 and min(p.shape) > 6]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
-    muon = torch.optim.Muon(
-        matrices, lr=settings.muon_rate, weight_decay=0.02, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = BatchedMuon(matrices, settings.muon_rate)
     adamw = torch.optim.AdamW(
         rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused
     )
@@ -126,8 +186,7 @@ def make_optimizers(model: TextToLatents, settings: DitSettings, fused: bool) ->
 
 def flow_loss(model: nn.Module, flow: RectifiedFlow, z: Tensor, tokens: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
     noise = torch.randn_like(z)
-    with torch.autocast(z.device.type, torch.bfloat16, enabled=z.is_cuda):
-        velocity = model(flow.add_noise(z, noise, t), t, tokens, **kwargs)
+    velocity = model(flow.add_noise(z, noise, t), t, tokens, **kwargs)
     return F.mse_loss(velocity.float(), z - noise)
 
 
@@ -166,16 +225,19 @@ def train_dit(
     average = Average(model, 0.999)
     flow = RectifiedFlow()
     optimizers = make_optimizers(model, settings, fused=device.type == "cuda")
+    working = WorkingCopy(model, torch.bfloat16)
     if compiled:
-        for block in (*model.transformer.spatial_blocks, *model.transformer.temporal_blocks):
+        transformer = working.module.transformer
+        for block in (*transformer.spatial_blocks, *transformer.temporal_blocks):
             block.compile(dynamic=False)
-    math_temporal = compiled and _math_is_faster(model, flow, bank, settings.batch)
+    math_temporal = compiled and _math_is_faster(working.module, flow, bank, settings.batch)
     curve: list[dict[str, float]] = []
     start = saved = time.perf_counter()
     step = 0
     while True:
-        loss = flow_loss(model, flow, *draw(bank, settings.batch), math_temporal=math_temporal)
+        loss = flow_loss(working.module, flow, *draw(bank, settings.batch), math_temporal=math_temporal)
         loss.backward()
+        working.hand_over_gradients()
         done = (time.perf_counter() - start) / settings.seconds
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -184,9 +246,10 @@ def train_dit(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        working.refresh()
         average.update(model, step)
         if step % log_every == 0 or done >= 1:
-            point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss)}
+            point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach())}
             if step % (5 * log_every) == 0 or done >= 1:
                 point["validation"] = validation_loss(average.module, flow, check)
             curve.append(point)
@@ -200,7 +263,7 @@ def train_dit(
     return average.module, curve
 
 
-def _math_is_faster(model: TextToLatents, flow: RectifiedFlow, bank: Bank, batch: int) -> bool:
+def _math_is_faster(model: nn.Module, flow: RectifiedFlow, bank: Bank, batch: int) -> bool:
     """Times both ways of attention over time, which also compiles them."""
     seconds = []
     for math_temporal in (False, True):

@@ -23,7 +23,9 @@ FRAMES, HEIGHT, WIDTH = 34, 128, 192
 class VaeSettings:
     seconds: float  # wall time, compilation not counted
     clips: int = 16  # a batch; each gives two chunks of 17 frames
-    learning_rate: float = 2e-3
+    crop: int = 96  # side in pixels of the windows trained on, most of them around the object
+    crop_share: float = 0.87  # of the time; the rest sees whole frames
+    learning_rate: float = 1.5e-3
     kl_weight: float = 3e-4
     object_weight: float = 4.0  # extra weight of the object's pixels and their surroundings
     edge_weight: float = 1.0
@@ -76,10 +78,41 @@ def chunks(video: Tensor) -> Tensor:
     return torch.cat(video.split(17, dim=2))
 
 
-def reconstruction_loss(output: Tensor, video: Tensor, mask: Tensor, settings: VaeSettings) -> Tensor:
+def object_windows(video: Tensor, mask: Tensor, side: int, random_share: float = 0.25) -> tuple[Tensor, Tensor]:
+    """Cuts a window of side x side pixels out of each chunk, near its object or (a share of them) anywhere.
+
+    video [N, 3, T, H, W], mask [N, 1, T, H, W] -> both cut, contiguous.
+    """
+    count, height, width = len(video), *video.shape[3:]
+    seen = mask.sum(dim=(1, 2))  # [N, H, W]
+
+    def starts(size: int, weight: Tensor) -> Tensor:
+        places = torch.arange(size, device=video.device)
+        centre = (weight * places).sum(1) / weight.sum(1).clamp(min=1e-3)
+        around = centre - side / 2 + (torch.rand(count, device=video.device) - 0.5) * side * 0.6
+        anywhere = torch.rand(count, device=video.device) * (size - side)
+        chosen = torch.where(torch.rand(count, device=video.device) < random_share, anywhere, around)
+        return chosen.round().clamp(0, size - side).long()[:, None] + torch.arange(side, device=video.device)
+
+    rows, columns = starts(height, seen.sum(2)), starts(width, seen.sum(1))  # each [N, side]
+    samples = torch.arange(count, device=video.device)[:, None, None]
+
+    def cut(x: Tensor) -> Tensor:
+        windows = x.movedim(0, 2).flatten(0, 1)  # [C T, N, H, W]
+        windows = windows[:, samples, rows[:, :, None], columns[:, None, :]]  # [C T, N, side, side]
+        return windows.unflatten(0, x.shape[1:3]).movedim(2, 0).contiguous()
+
+    return cut(video), cut(mask)
+
+
+def near_object(mask: Tensor) -> Tensor:
+    """Object mask [N, 1, T, H, W], widened by 4 pixels."""
+    return F.max_pool2d(mask.flatten(0, 2)[:, None], 9, stride=1, padding=4).view(mask.shape)
+
+
+def reconstruction_loss(output: Tensor, video: Tensor, near: Tensor, settings: VaeSettings) -> Tensor:
     """Absolute and squared error of colours, and absolute error of their differences to the neighbours (edges), with
-    more weight near the object. output, video [N, 3, T, H, W]; mask [N, 1, T, H, W]."""
-    near = F.max_pool3d(mask, (1, 9, 9), stride=1, padding=(0, 4, 4))
+    more weight where `near` is 1. output, video [N, 3, T, H, W]; near [N, 1, T, H, W]."""
     weight = 1 + settings.object_weight * near
     error = output - video
     loss = (weight * (error.abs() + 2 * error.square())).mean()
@@ -106,7 +139,7 @@ def evaluate_vae(vae: OpenSoraVAE, video: Tensor, mask: Tensor) -> dict[str, flo
 def train_vae(
     settings: VaeSettings, folder: Path, device: torch.device, *, compiled: bool = True, log_every: int = 100
 ) -> tuple[OpenSoraVAE, list[dict[str, float]]]:
-    """-> the averaged model and its loss curve. Writes folder/vae.pt... as safetensors every minute."""
+    """-> the averaged model and its loss curve. folder/vae.safetensors is rewritten every minute."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
@@ -115,28 +148,32 @@ def train_vae(
     average = Average(vae, 0.999)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.01, fused=compiled)
     source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
-    check_video, check_mask = ClipSource(device, 99, compiled=False, split="held_out").render(
-        ClipSource(device, 98, compiled=False, split="held_out").scenes(8)
-    )
+    check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
+    check_video, check_mask = check_source.render(check_source.scenes(max(settings.clips // 2, 1)))
 
-    def step_loss(video: Tensor, mask: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def step_loss(video: Tensor, near: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             mean, logvar = vae.posterior(video)
             mean, logvar = mean.float(), logvar.float()
             output = vae.decode_raw(mean + (0.5 * logvar).exp() * noise, 17)
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(output.float(), video, mask, settings)
+        loss = reconstruction_loss(output.float(), video, near, settings)
         return loss + settings.kl_weight * kl, kl
 
-    run = torch.compile(step_loss, dynamic=False) if compiled else step_loss
+    fast = torch.compile(step_loss, dynamic=False) if compiled else step_loss
     curve: list[dict[str, float]] = []
     start = saved = time.perf_counter()
+    done = 0.0
     for step, (video, mask) in enumerate(source.batches(settings.clips)):
+        cropping = done < settings.crop_share
         video, mask = chunks(video), chunks(mask[:, None])
-        noise = torch.randn(
-            len(video), vae.latent_channels, *vae.latent_size(17, HEIGHT, WIDTH), device=device
-        )
-        loss, kl = run(video, mask, noise)
+        if cropping:
+            video, mask = object_windows(video, mask, settings.crop)
+        else:  # not compiled, for a short time: half of the batch, or memory would not do
+            video, mask = video[::2], mask[::2]
+        size = vae.latent_size(17, *video.shape[3:])
+        noise = torch.randn(len(video), vae.latent_channels, *size, device=device)
+        loss, kl = (fast if cropping else step_loss)(video, near_object(mask), noise)
         loss.backward()
         if step == 2:
             start = saved = time.perf_counter()  # everything is compiled now
@@ -148,14 +185,15 @@ def train_vae(
         optimizer.zero_grad(set_to_none=True)
         average.update(vae, step)
         if step % log_every == 0 or done >= 1:
-            point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss), "kl": float(kl)}
+            point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach()), "kl": float(kl.detach())}
             if step % (5 * log_every) == 0 or done >= 1:
                 point |= evaluate_vae(average.module, check_video, check_mask)
             curve.append(point)
             print("vae", {k: round(v, 4) for k, v in point.items()}, flush=True)
         if time.perf_counter() - saved > 60 or done >= 1:
             saved = time.perf_counter()
-            save_file(average.module.state_dict(), folder / "vae.safetensors")
+            weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
+            save_file(weights, folder / "vae.safetensors")
         if done >= 1:
             break
     return average.module, curve

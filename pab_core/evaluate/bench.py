@@ -86,8 +86,7 @@ def measure_speed(
     Args:
         on_run: (runs done, runs in all), also called with 0 at the start.
     """
-    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
-        raise PabError(f"The number of rounds must be a whole number, 1 or more, not {repeat!r}.")
+    check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
     tables = [pipe.schedule(policy, steps=steps, **size) for policy in ("off", *policies)]
     text = pipe.encode_prompt(prompt)
@@ -131,6 +130,12 @@ def measure_speed(
     settings |= {"num_frames": count, "height": tall, "width": wide}
     weights = "trained" if pipe.spec.trained else "random"
     return SpeedReport(pipe.spec.name, weights, describe_machine(str(pipe.device)), settings, rows)
+
+
+def check_rounds(repeat: int) -> int:
+    if isinstance(repeat, bool) or not isinstance(repeat, int) or repeat < 1:
+        raise PabError(f"The number of rounds must be a whole number, 1 or more, not {repeat!r}.")
+    return repeat
 
 
 def psnr(frames: Tensor, reference: Tensor) -> float | None:

@@ -100,6 +100,6 @@ def model_spec(name: str) -> ModelSpec:
         close = difflib.get_close_matches(name, MODELS, 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise PabError(
-            f"There is no model named '{name}'.{hint} Known are {', '.join(MODELS)}, or give the folder of a checkpoint."
+            f"There is no model named '{name}'.{hint} Known are {', '.join(MODELS)}, or give a checkpoint's folder."
         )
     return MODELS[name]

@@ -219,6 +219,7 @@ class STDiT3(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.final_layer.linear.weight)
         nn.init.normal_(self.fps_embedder.mlp[0].weight, std=0.02)
         nn.init.zeros_(self.fps_embedder.mlp[2].weight)
         for block in self.temporal_blocks:

@@ -20,7 +20,7 @@ TRANSFORMER: dict[str, Any] = {
     "depth": 2,
     "num_heads": 2,
     "caption_channels": 16,
-    "model_max_length": 16,
+    "model_max_length": 40,
     "class_dropout_prob": 0.1,
     "in_channels": 4,
     "patch_size": [1, 2, 2],
@@ -148,7 +148,13 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "spiece.model").write_bytes(model.getvalue())
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        {
+            "tokenizer_class": "T5Tokenizer",
+            "extra_ids": 0,
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+        },
     )
 
 

@@ -24,7 +24,7 @@ import websocket
 from provision import Host
 
 START_TIMEOUT = 120.0  # seconds; it takes about 6 on an idle machine
-PREVIEW_IMAGE, PREVIEW_IMAGE_WITH_METADATA = 1, 4  # kinds of binary message of the host's websocket
+PREVIEW_IMAGE, TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4  # kinds of binary message of the host's websocket
 
 # The proxy of the surrounding shell, if any, must not be asked for 127.0.0.1.
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -207,13 +207,17 @@ class ComfyServer:
         self.wait_for(lambda e: e.kind == "executing" and idle.items() <= e.data.items(), 30)
         return end
 
-    def run(self, prompt: dict[str, Any], timeout: float = 300) -> dict[str, Any]:
-        """Queues a graph, waits for it and returns its outputs by node; raises ServerError unless it succeeds."""
+    def run(self, prompt: dict[str, Any], timeout: float = 300) -> tuple[str, dict[str, Any]]:
+        """Queues a graph and waits for it: its id and its outputs by node. Raises ServerError unless it succeeds."""
         prompt_id = self.queue(prompt)
         end = self.wait(prompt_id, timeout)
         if end.kind != "execution_success":
             raise ServerError(f"{end.kind}: {json.dumps(end.data)[:2000]}\n{self.log_tail()}")
-        return self.history(prompt_id)["outputs"]
+        return prompt_id, self.history(prompt_id)["outputs"]
+
+    def executed(self, prompt_id: str) -> set[str]:
+        """The nodes that a run really ran; the others came from the cache."""
+        return {event.data["node"] for event in self.of(prompt_id, "executing") if event.data["node"]}
 
 
 def read_event(message: str | bytes) -> Event:
@@ -222,9 +226,12 @@ def read_event(message: str | bytes) -> Event:
         parsed = json.loads(message)
         return Event(parsed["type"], parsed.get("data") or {}, at=now)
     (kind,) = struct.unpack(">I", message[:4])
-    if kind == PREVIEW_IMAGE_WITH_METADATA:
+    if kind in (PREVIEW_IMAGE_WITH_METADATA, TEXT):
         (length,) = struct.unpack(">I", message[4:8])
-        return Event("preview", json.loads(message[8 : 8 + length]), message[8 + length :], now)
+        head, rest = message[8 : 8 + length], message[8 + length :]
+        if kind == TEXT:
+            return Event("text", {"node_id": head.decode(), "text": rest.decode()}, at=now)
+        return Event("preview", json.loads(head), rest, now)
     if kind == PREVIEW_IMAGE:
         return Event("preview", {}, message[8:], now)
     return Event(f"binary {kind}", {}, message[4:], now)

@@ -1,0 +1,85 @@
+"""Pyramid Attention Broadcast: the policy for the sampler"""
+
+from pab_core.broadcast import preset_names
+
+from . import host
+from .host import io
+from .types import BroadcastSettings, PolicyType
+
+WINDOW_TOOLTIP = (
+    "as a fraction of the run; 0: as the policy has it. Early steps shape the video: reuse there costs most."
+)
+
+
+class PyramidAttentionBroadcast(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        slider = io.NumberDisplay.slider
+
+        def range_slider(kind: str, what: str):
+            return io.Int.Input(
+                f"{kind}_range",
+                default=0,
+                min=0,
+                max=12,
+                step=1,
+                display_mode=slider,
+                tooltip=f"{what}: computed at every n-th step, reused between. 1: always computed; 0: as the policy.",
+            )
+
+        def window_slider(end: str, what: str):
+            return io.Float.Input(
+                f"window_{end}",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                display_mode=slider,
+                tooltip=f"{what} the part of the run in which results are reused, {WINDOW_TOOLTIP}",
+            )
+
+        return io.Schema(
+            node_id="PABBroadcast",
+            display_name="Pyramid Attention Broadcast",
+            category=host.CATEGORY,
+            description=(
+                "PAB: makes video generation faster, without training, by reusing attention results from step to step. "
+                "Choose a policy, and where you like change it with the sliders. Connect it to Video Sampler (PAB)."
+            ),
+            inputs=[
+                io.Combo.Input(
+                    "policy",
+                    options=list(preset_names("stdit3")),
+                    default="pab246",
+                    tooltip="The digits are the ranges of spatial, temporal and cross attention. pab246 keeps nearly "
+                    "all quality, pab579 is the fastest, off computes everything.",
+                ),
+                range_slider("spatial", "Spatial attention (inside a frame, changes most)"),
+                range_slider("temporal", "Temporal attention (between frames)"),
+                range_slider("cross", "Cross attention (to the prompt, changes least)"),
+                io.Boolean.Input(
+                    "mlp",
+                    default=True,
+                    label_on="reused",
+                    label_off="computed",
+                    tooltip="Whether the first blocks' MLPs are reused too, at the few steps that the policy names.",
+                ),
+                window_slider("start", "Start of"),
+                window_slider("stop", "End of"),
+            ],
+            outputs=[PolicyType.Output(display_name="policy", tooltip="For Video Sampler (PAB).")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        policy: str,
+        spatial_range: int,
+        temporal_range: int,
+        cross_range: int,
+        mlp: bool,
+        window_start: float,
+        window_stop: float,
+    ):
+        settings = BroadcastSettings(policy, spatial_range, temporal_range, cross_range, mlp, window_start, window_stop)
+        return io.NodeOutput(settings)

@@ -1,0 +1,121 @@
+"""The one place that talks to ComfyUI: its node API, progress and cancel, memory, folders, and video type.
+
+Uses only what every ComfyUI from 0.3.75 on has.
+"""
+
+# The host is not installed where this is checked.
+# pyright: reportMissingImports=false
+
+import contextlib
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import comfy.utils
+import comfy_api.latest as api
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from server import PromptServer
+from torch import Tensor, nn
+
+from pab_core import Pipeline, Progress
+from pab_core.pipeline import ProgressCallback
+
+io: Any = api.io  # the node classes' base and inputs
+CATEGORY = "video/pyramid attention broadcast"
+MODELS_FOLDER = "pab"
+PREVIEW_SIZE = 512  # longest side of a preview, pixels
+
+
+# --- models and memory ------------------------------------------------------------------------------------------------
+
+
+def register_model_folder() -> None:
+    """Makes models/pab known to the host, beside what extra_model_paths.yaml may name for it."""
+    folder = os.path.join(folder_paths.models_dir, MODELS_FOLDER)
+    with contextlib.suppress(OSError):  # a read-only models folder only means that nothing lies there
+        os.makedirs(folder, exist_ok=True)
+    folder_paths.add_model_folder_path(MODELS_FOLDER, folder, is_default=True)
+    folder_paths.folder_names_and_paths[MODELS_FOLDER][1].add(".safetensors")
+
+
+def checkpoint_folders() -> dict[str, Path]:
+    """The checkpoints present in models/pab and its like: name of the folder -> the folder."""
+    found: dict[str, Path] = {}
+    for parent in map(Path, folder_paths.get_folder_paths(MODELS_FOLDER)):
+        if parent.is_dir():
+            for folder in sorted(parent.iterdir()):
+                if (folder / "transformer" / "config.json").is_file():
+                    found.setdefault(folder.name, folder)
+    return found
+
+
+def compute_device() -> torch.device:
+    return memory.get_torch_device()
+
+
+def keep_device() -> torch.device:
+    """Where modules wait that are not needed at the moment."""
+    return memory.unet_offload_device()
+
+
+def result_device() -> torch.device:
+    """Where the host wants what goes from node to node."""
+    return memory.intermediate_device()
+
+
+def managed(module: nn.Module) -> Any:
+    """A handle by which the host moves a module between devices. To be kept with the module: the host does not."""
+    return ModelPatcher(module, load_device=compute_device(), offload_device=keep_device())
+
+
+def bring(handle: Any, working_bytes: int = 0) -> None:
+    """Has the host bring a module to the compute device whole, with room for `working_bytes` of work beside it."""
+    memory.load_models_gpu([handle], memory_required=working_bytes, force_full_load=True)
+
+
+# --- progress, cancel, messages ---------------------------------------------------------------------------------------
+
+
+def progress(pipeline: Pipeline) -> ProgressCallback:
+    """A callback that moves the bar of the running node, shows previews on it, and raises the host's own exception when
+    the user cancels."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def report(event: Progress) -> None:
+        memory.throw_exception_if_processing_interrupted()
+        picture = None if event.latents is None else ("JPEG", preview(pipeline, event.latents), PREVIEW_SIZE)
+        bar.update_absolute(event.done, event.total, picture)
+
+    return report
+
+
+def preview(pipeline: Pipeline, latents: Tensor) -> Image.Image:
+    """A picture of the middle frame of latents [1, C, T, h, w], as large as the preview may be."""
+    middle = latents.shape[2] // 2
+    small = Image.fromarray(pipeline.preview(latents[:, :, middle : middle + 1])[0].numpy())
+    scale = PREVIEW_SIZE / max(small.size)
+    # The host would enlarge it too, but only linearly, which shows every latent as a diamond.
+    return small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
+
+
+def say(text: str, node_id: str) -> None:
+    """Shows a line on a node."""
+    PromptServer.instance.send_progress_text(text, node_id, PromptServer.instance.client_id)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def images(frames: Tensor) -> Tensor:
+    """Frames uint8 [T, H, W, 3] as the host's IMAGE: float 0..1, [T, H, W, 3]."""
+    return frames.to(result_device(), torch.float32) / 255
+
+
+def video(batch: Tensor, fps: float) -> Any:
+    """An IMAGE batch as the host's VIDEO."""
+    return api.InputImpl.VideoFromComponents(api.Types.VideoComponents(images=batch, frame_rate=Fraction(fps)))

@@ -1,0 +1,101 @@
+"""Video Sampler (PAB)"""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from pab_core import Pipeline, ScheduleTable
+from pab_core.pipeline import check_guidance, clip_size
+
+from . import host
+from .host import io
+from .types import BroadcastSettings, LoadedModel, ModelType, PolicyType, from_conditioning, to_latent
+
+
+class SampleVideo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        def whole(name: str, maximum: int, step: int, tooltip: str):
+            return io.Int.Input(
+                name, default=0, min=0, max=maximum, step=step, tooltip=f"{tooltip}; 0: the model's own."
+            )
+
+        return io.Schema(
+            node_id="PABSampler",
+            display_name="Video Sampler (PAB)",
+            category=host.CATEGORY,
+            description=(
+                "Denoises a video from a prompt with rectified flow and classifier-free guidance, reusing attention as "
+                "the Pyramid Attention Broadcast policy says. Shows a preview on every step."
+            ),
+            inputs=[
+                ModelType.Input("model", tooltip="From Load Video DiT (PAB)."),
+                io.Conditioning.Input("conditioning", tooltip="From Text Encode (PAB)."),
+                PolicyType.Input(
+                    "policy", optional=True, tooltip="From Pyramid Attention Broadcast; left open, nothing is reused."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=1,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=True,
+                    tooltip="The same seed and settings give the same video, here and on the command line.",
+                ),
+                whole("steps", 1000, 1, "Denoising steps"),
+                io.Float.Input(
+                    "guidance",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance: how strongly the prompt is followed; 0: the model's own.",
+                ),
+                whole("width", 4096, 8, "Width in pixels, a multiple of 8"),
+                whole("height", 4096, 8, "Height in pixels, a multiple of 8"),
+                whole("frames", 17 * 60, 17, "Length in frames, a multiple of 17 or a single one"),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For Video Decode (PAB).")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: LoadedModel,
+        conditioning: list[list[Any]],
+        seed: int,
+        steps: int,
+        guidance: float,
+        width: int,
+        height: int,
+        frames: int,
+        policy: BroadcastSettings | None = None,
+    ):
+        pipeline = model.pipeline
+        text = from_conditioning(conditioning, pipeline)
+        num_frames, height, width = clip_size(pipeline.spec, frames or None, height or None, width or None)
+        size = {"num_frames": num_frames, "height": height, "width": width}
+        chosen = policy.for_model(pipeline.spec) if policy else "off"
+        table = pipeline.schedule(chosen, steps=steps or None, **size)
+        noise = pipeline.prepare_latents(seed, **size)
+        host.bring(model.transformer, working_bytes(pipeline, table, noise))
+        latents = pipeline.denoise(
+            noise,
+            text,
+            table,
+            **size,
+            guidance=check_guidance(guidance) or None,
+            progress=host.progress(pipeline),
+        )
+        return io.NodeOutput(to_latent(latents, num_frames))
+
+
+def working_bytes(pipeline: Pipeline, table: ScheduleTable, latents: Tensor) -> int:
+    """A guess at the memory of a run beside the weights: the updates kept for reuse, and one block's activations."""
+    config = pipeline.transformer.config
+    weight = next(pipeline.transformer.parameters())
+    tokens = math.prod(math.ceil(n / p) for n, p in zip(latents.shape[2:], config.patch_size, strict=True))
+    update = 2 * tokens * config.hidden_size * weight.element_size()  # cond and uncond
+    kept = len({branch for branch, _ in table.last_use})
+    return update * (kept + 16)

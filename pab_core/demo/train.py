@@ -1,0 +1,123 @@
+"""Trains the demo model from nothing: `python -m pab_core.demo.train --output FOLDER`, about 25 minutes on one H200.
+
+    video autoencoder on rendered clips -> bank of latents -> transformer and text encoder -> checkpoint folder
+
+With --rehearse everything runs for some seconds at a small size, also on a CPU.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..autoencoders.open_sora import OpenSoraVAE
+from . import train_dit, train_vae
+from .architecture import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
+from .train_vae import HEIGHT, WIDTH, ClipSource
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def half(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().half().contiguous().cpu() for key, value in module.state_dict().items()}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def export(folder: Path, vae: OpenSoraVAE, model: train_dit.TextToLatents, preview: Tensor) -> None:
+    """Writes a checkpoint in the released layout, at half precision."""
+    config = VAE | {
+        "scale": [round(float(v), 5) for v in vae.scale.flatten()],
+        "shift": [round(float(v), 5) for v in vae.shift.flatten()],
+        "preview_matrix": [[round(float(v), 5) for v in row] for row in preview],
+    }
+    text_config = TEXT_ENCODER | {"architectures": ["T5EncoderModel"], "model_type": "t5"}
+    write_json(folder / "transformer" / "config.json", TRANSFORMER)
+    write_json(folder / "vae" / "config.json", config)
+    write_json(folder / "text_encoder" / "config.json", text_config)
+    write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    text = half(model.text_encoder)
+    text.pop("encoder.embed_tokens.weight", None)  # one tensor with shared.weight
+    for name, weights in (("transformer", half(model.transformer)), ("vae", half(vae)), ("text_encoder", text)):
+        save_file(weights, folder / name / "model.safetensors", {"format": "pt"})
+
+
+@torch.no_grad()
+def fit_preview(vae: OpenSoraVAE, source: ClipSource, clips: int = 16) -> Tensor:
+    """Least squares from latents (and 1) to the mean colour of the pixels below each -> [C + 1, 3]."""
+    video, _ = source.render(source.scenes(clips))
+    z = torch.cat([vae.encode(clip[None]) for clip in video])
+    frames = video[:, :, :: video.shape[2] // z.shape[2]][:, :, : z.shape[2]]
+    colours = nn.functional.avg_pool3d(frames, (1, vae.spatial_factor, vae.spatial_factor))
+    a = nn.functional.pad(z.movedim(1, -1).flatten(0, -2), (0, 1), value=1.0)
+    return torch.linalg.lstsq(a.cpu(), colours.movedim(1, -1).flatten(0, -2).cpu()).solution
+
+
+def smoke(device: torch.device, folder: Path) -> None:
+    """Compiles and runs a few steps of everything, so that an error shows in the first minute."""
+    vae, _ = train_vae.train_vae(train_vae.VaeSettings(seconds=8), folder, device, log_every=20)
+    source = ClipSource(device, seed=2, compiled=True)
+    bank = train_dit.encode_bank(vae, source, 512, WEIGHTS / "tokenizer", fit_scale=True)
+    settings = train_dit.DitSettings(seconds=8)
+    train_dit.train_dit(settings, bank, bank, folder, log_every=20)
+    print("peak memory GiB", torch.cuda.max_memory_allocated() / 2**30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--vae-seconds", type=float, default=480)
+    parser.add_argument("--dit-seconds", type=float, default=500)
+    parser.add_argument("--clips", type=int, default=24576, help="size of the bank of latents")
+    parser.add_argument("--vae-weights", type=Path, help="skip the autoencoder's training, use these safetensors")
+    parser.add_argument("--smoke", action="store_true", help="compile and run a few steps of everything, then stop")
+    parser.add_argument("--rehearse", action="store_true", help="a few seconds of everything, uncompiled")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.set_float32_matmul_precision("high")
+    args.output.mkdir(parents=True, exist_ok=True)
+    if args.smoke:
+        return smoke(device, args.output)
+    compiled = not args.rehearse
+    vae_settings = train_vae.VaeSettings(args.vae_seconds)
+    dit_settings = train_dit.DitSettings(args.dit_seconds, args.clips)
+    if args.rehearse:
+        vae_settings = replace(vae_settings, clips=1)
+        dit_settings = replace(dit_settings, batch=2)
+
+    curves: dict[str, Any] = {}
+    if args.vae_weights:
+        vae = OpenSoraVAE.from_config(VAE).to(device)
+        vae.load_state_dict({**vae.state_dict(), **load_file(args.vae_weights, device=str(device))})
+    else:
+        vae, curves["vae"] = train_vae.train_vae(vae_settings, args.output, device, compiled=compiled)
+    vae = vae.eval()
+    render_chunk = vae_settings.clips
+    source = ClipSource(device, seed=2, compiled=compiled, chunk=render_chunk)
+    bank = train_dit.encode_bank(vae, source, dit_settings.clips, WEIGHTS / "tokenizer", fit_scale=True)
+    print("bank", tuple(bank.latents.shape), flush=True)
+    preview = fit_preview(vae, ClipSource(device, seed=3, compiled=compiled, chunk=render_chunk), render_chunk)
+    check_source = ClipSource(device, seed=4, compiled=compiled, split="held_out", chunk=render_chunk)
+    check = train_dit.encode_bank(vae, check_source, render_chunk * 32, WEIGHTS / "tokenizer", fit_scale=False)
+    model, curves["dit"] = train_dit.train_dit(dit_settings, bank, check, args.output, compiled=compiled)
+    export(args.output, vae, model, preview)
+    write_json(args.output / "training_curves.json", curves | {"device": _device_name(device), "size": [WIDTH, HEIGHT]})
+    parameters = sum(p.numel() for p in (*model.parameters(), *vae.parameters()))
+    print(f"exported {parameters / 1e6:.2f} M parameters to {args.output}", flush=True)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+if __name__ == "__main__":
+    main()
