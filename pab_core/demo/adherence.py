@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -163,15 +164,20 @@ def as_json(tallies: Sequence[Tally], settings: dict[str, Any]) -> dict[str, Any
     """Everything the table shows, and every verdict."""
     rows = []
     for tally in tallies:
-        row: dict[str, Any] = {"name": tally.name, "right": tally.shares()}
+        row: dict[str, Any] = {"name": tally.name, "right": {k: finite(v) for k, v in tally.shares().items()}}
         row["mistakes"] = {aspect: dict(tally.mistakes(aspect)) for aspect in ASPECTS}
         if tally.seconds:
             row["seconds_per_video"] = tally.seconds / len(tally.prompts)
         if tally.psnr:
-            row["psnr_db"] = mean(tally.psnr)
+            row["psnr_db"] = finite(mean(tally.psnr))
         row["verdicts"] = [v._asdict() for v in tally.verdicts]
         rows.append(row)
     return {"settings": settings, "prompts": [p._asdict() for p in tallies[0].prompts], "rows": rows}
+
+
+def finite(value: float) -> float | None:
+    """JSON has no word for what is not a number or without end."""
+    return round(value, 5) if math.isfinite(value) else None
 
 
 def contact_sheet(videos: Sequence[Tensor], prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> Image:
@@ -219,7 +225,7 @@ def main() -> None:
     best = ceiling(judge, prompts, given.seed, supersample=2 if device.type == "cuda" else 1)
     print(report([*tallies, best]))
     if given.json:
-        facts = {"model": str(given.model), "device": str(device), "seed": given.seed, **settings}
+        facts = {"model": pipe.spec.name, "device": str(device), "seed": given.seed, "batch": given.batch, **settings}
         given.json.write_text(json.dumps(as_json([*tallies, best], facts), indent=1), encoding="utf-8")
     if given.sheet:
         contact_sheet(videos, prompts, tallies[0].verdicts).save(given.sheet)

@@ -48,8 +48,11 @@ def train_tokenizer(folder: Path, captions: int = 20000, seed: int = 0) -> None:
         "unk_token": "<unk>",
         "extra_ids": 0,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    settings = json.dumps(config, indent=2) + "\n"
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # adds tokenizer.json, which needs no conversion
+    # It also rewrites the settings, in a form that transformers 4 cannot read.
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
 
 
 if __name__ == "__main__":

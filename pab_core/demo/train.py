@@ -61,14 +61,14 @@ def fit_preview(vae: OpenSoraVAE, source: ClipSource, clips: int = 16) -> Tensor
     return torch.linalg.lstsq(a.cpu(), colours.movedim(1, -1).flatten(0, -2).cpu()).solution
 
 
-def smoke(device: torch.device, folder: Path) -> None:
-    """Compiles and runs a few steps of everything, so that an error shows in the first minute."""
-    vae, _ = train_vae.train_vae(train_vae.VaeSettings(seconds=8), folder, device, log_every=20)
-    source = ClipSource(device, seed=2, compiled=True)
-    bank = train_dit.encode_bank(vae, source, 512, WEIGHTS / "tokenizer", fit_scale=True)
-    settings = train_dit.DitSettings(seconds=8)
-    train_dit.train_dit(settings, bank, bank, folder, log_every=20)
-    print("peak memory GiB", torch.cuda.max_memory_allocated() / 2**30)
+def warm_up(device: torch.device, folder: Path) -> None:
+    """Compiles the transformer's training step, on random latents: another process finds it in the compiler's cache."""
+    size = (TRANSFORMER["in_channels"], 10, HEIGHT // 8, WIDTH // 8)
+    latents = torch.randn(512, *size, device=device).half()
+    tokens = torch.randint(3, 200, (512, train_dit.WORDINGS, train_dit.MAX_TOKENS), device=device)
+    bank = train_dit.Bank(latents, tokens.to(torch.uint8))
+    train_dit.train_dit(train_dit.DitSettings(seconds=4), bank, bank, folder, log_every=20)
+    print(f"warm-up: peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
 
 
 def main() -> None:
@@ -79,14 +79,14 @@ def main() -> None:
     parser.add_argument("--dit-seconds", type=float, default=500)
     parser.add_argument("--clips", type=int, default=24576, help="size of the bank of latents")
     parser.add_argument("--vae-weights", type=Path, help="skip the autoencoder's training, use these safetensors")
-    parser.add_argument("--smoke", action="store_true", help="compile and run a few steps of everything, then stop")
+    parser.add_argument("--warm-up", action="store_true", help="only compile the transformer's training step")
     parser.add_argument("--rehearse", action="store_true", help="a few seconds of everything, uncompiled")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.set_float32_matmul_precision("high")
     args.output.mkdir(parents=True, exist_ok=True)
-    if args.smoke:
-        return smoke(device, args.output)
+    if args.warm_up:
+        return warm_up(device, args.output)
     compiled = not args.rehearse
     vae_settings = train_vae.VaeSettings(args.vae_seconds)
     dit_settings = train_dit.DitSettings(args.dit_seconds, args.clips)

@@ -217,7 +217,7 @@ def train_dit(
     settings: DitSettings, bank: Bank, check: Bank, folder: Path, *, compiled: bool = True, log_every: int = 200
 ) -> tuple[TextToLatents, list[dict[str, float]]]:
     """-> the averaged model and its loss curve; folder/dit.safetensors is rewritten every minute."""
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
     torch.manual_seed(0)
     device = bank.latents.device
@@ -256,7 +256,8 @@ def train_dit(
             print("dit", {k: round(v, 4) for k, v in point.items()}, flush=True)
         if time.perf_counter() - saved > 60 or done >= 1:
             saved = time.perf_counter()
-            save_model(average.module, str(folder / "dit.safetensors"))
+            weights = {key: value.half().contiguous() for key, value in average.module.named_parameters()}
+            save_file(weights, folder / "dit.safetensors")
         if done >= 1:
             break
         step += 1
