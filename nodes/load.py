@@ -1,8 +1,7 @@
 """Load Video DiT (PAB)"""
 
-import torch
-
 from pab_core import PabError, Pipeline
+from pab_core.checkpoints import default_dtype, find_model
 
 from . import host
 from .host import io
@@ -42,6 +41,6 @@ class LoadVideoModel(io.ComfyNode):
         if source is None:
             raise PabError(f"The checkpoint folder '{model}' is no longer in models/pab: choose another model.")
         # Weights wait on the host's keep device; the precision is that of the device which will compute with them.
-        gpu = host.compute_device().type != "cpu" and source != "demo"
-        dtype = torch.bfloat16 if gpu else torch.float32
+        spec, _ = find_model(source)
+        dtype = default_dtype(spec, host.compute_device())
         return io.NodeOutput(LoadedModel(Pipeline.load(source, device=host.keep_device(), dtype=dtype)))

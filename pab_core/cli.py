@@ -35,7 +35,7 @@ app.add_typer(bench, name="bench")
 
 # Numbers arrive as text: the core says itself, in its own words, what it does not take.
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, or the folder of a checkpoint.")]
-KnownModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, open-sora, or the folder of a checkpoint.")]
+KnownModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, open-sora, latte, or a folder.")]
 PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="off, pab246, pab357, pab579, or any pabXYZ.")]
 SpatialOption = Annotated[str | None, typer.Option("--spatial", metavar="N", help="Range of spatial attention.")]
 TemporalOption = Annotated[str | None, typer.Option("--temporal", metavar="N", help="Range of temporal attention.")]
@@ -81,7 +81,8 @@ def generate(
     started = time.perf_counter()
     with answered():
         # All that can be known to be wrong is said before a model is loaded.
-        from .pipeline import Pipeline, check_device, check_guidance, check_seed, find_model, schedule_for
+        from .checkpoints import find_model
+        from .pipeline import Pipeline, check_device, check_guidance, check_seed, schedule_for
         from .text import clean_prompt
         from .video_io import check_output
 
@@ -134,7 +135,8 @@ def schedule(
     """Show what a policy computes and what it reuses, step by step. Needs no weights."""
     with answered():
         from .broadcast.picture import ASCII, Marks, draw_schedule
-        from .pipeline import clip_size, known_model, schedule_for
+        from .checkpoints import known_model
+        from .pipeline import clip_size, schedule_for
 
         spec, flow = known_model(model)
         chosen = _policy(spec, policy, spatial, temporal, cross, mlp, window)
@@ -165,8 +167,9 @@ def speed(
     """Time the denoising with and without broadcast, in turn, and compare the videos."""
     with answered():
         from .broadcast import preset_names
+        from .checkpoints import find_model
         from .evaluate.bench import check_rounds, measure_speed
-        from .pipeline import Pipeline, check_device, check_seed, find_model, schedule_for
+        from .pipeline import Pipeline, check_device, check_seed, schedule_for
 
         spec, _ = find_model(model)
         names = [name for name in policy or preset_names(spec.family) if name != "off"]

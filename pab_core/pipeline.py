@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +12,25 @@ import torch
 from torch import Tensor
 
 from .broadcast import BroadcastRun, Policy, ScheduleTable, preset, resolve
+from .checkpoints import (
+    SAMPLERS,
+    Sampler,
+    check_fit,
+    default_dtype,
+    find_model,
+    load_text_encoder,
+    load_vae,
+    read_flow,
+)
 from .errors import PabError
 from .loading import load_weights, read_config
-from .models.registry import MODELS, ModelSpec, model_spec
+from .models.registry import ModelSpec
 from .models.stdit3 import STDiT3, STDiT3Config
 from .sampling import FlowStep, RectifiedFlow
 from .text import TextEmbedding, TextEncoder
 
 if TYPE_CHECKING:  # diffusers takes a second to import, and not everything here decodes
     from .autoencoders.open_sora import OpenSoraVAE
-
-_VOCABULARIES = ("spiece.model", "tokenizer.json")
-DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
 
 
 @dataclass(frozen=True)
@@ -83,22 +90,22 @@ class Pipeline:
         Args:
             model: "demo", or a folder that holds transformer/, vae/, text_encoder/ and tokenizer/.
             device: default: the GPU if there is one, else the CPU.
-            dtype: of weights and arithmetic; default float32 on the CPU and bfloat16 on a GPU (demo: float32).
+            dtype: of weights and arithmetic; default: `checkpoints.default_dtype`.
 
         Raises:
             PabError: unknown name, or files missing, broken or not fitting together.
         """
         spec, folder = find_model(model)
         device = check_device(device)
-        dtype = dtype or (torch.float32 if device.type == "cpu" or spec.name == "demo" else torch.bfloat16)
+        dtype = dtype or default_dtype(spec, device)
         config = STDiT3Config.from_dict(read_config(folder / "transformer"))
         with torch.device("meta"):
             transformer = STDiT3(config)
         load_weights(transformer, folder / "transformer", dtype, device)
-        vae, preview_matrix = _load_vae(folder / "vae", dtype, device)
+        vae, preview_matrix = load_vae(folder / "vae", dtype, device)
         flow = read_flow(folder)
-        text_encoder = _load_text_encoder(folder, config, dtype, device)
-        _check_fit("vae", vae.latent_channels, "in_channels", config.in_channels)
+        text_encoder = load_text_encoder(folder, config, dtype, device)
+        check_fit("vae", vae.latent_channels, "in_channels", config.in_channels)
         return cls(
             spec=replace(spec, depth=config.depth),
             transformer=transformer.eval(),
@@ -281,17 +288,21 @@ def clip_size(spec: ModelSpec, num_frames: int | None, height: int | None, width
 def schedule_for(
     spec: ModelSpec,
     policy: str | Policy,
-    flow: RectifiedFlow | None = None,
+    sampler: Sampler | None = None,
     steps: int | None = None,
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
 ) -> ScheduleTable:
-    """The table of a run, from what is known of a model without its weights; None stands for the model's default."""
+    """The table of a run, from what is known of a model without its weights; None stands for the model's default.
+
+    Its steps are calls of the model, of which some samplers make more than the `steps` asked for.
+    """
     if isinstance(policy, str):
         policy = preset(policy, spec.family, spec.depth)
     size = clip_size(spec, num_frames, height, width)
-    timesteps = (flow or RectifiedFlow()).timesteps(spec.steps if steps is None else steps, *size)
+    sampler = sampler or SAMPLERS[spec.family]
+    timesteps = sampler.timesteps(spec.steps if steps is None else steps, *size)
     return resolve(policy, timesteps.tolist(), spec.branches)
 
 
@@ -321,81 +332,6 @@ def check_device(device: str | torch.device | None) -> torch.device:
 def to_uint8(video: Tensor) -> Tensor:
     """[-1, 1], any shape -> uint8 0..255 on the CPU."""
     return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
-    """A model's name or folder -> what is known of it, and where its files lie."""
-    folder = Path(model)
-    if str(model) == "demo":
-        return model_spec("demo"), DEMO_FOLDER
-    if folder.is_dir():
-        depth = STDiT3Config.from_dict(read_config(folder / "transformer")).depth
-        given = read_config(folder, "pab.json") if (folder / "pab.json").is_file() else {}
-        base = model_spec(given.pop("base", "open-sora"))
-        unknown = given.keys() - set(base.__dataclass_fields__)
-        if unknown:
-            raise PabError(f"{folder / 'pab.json'} has entries that are not known: {', '.join(sorted(unknown))}.")
-        return replace(base, **{"name": folder.name, "title": folder.name, "depth": depth, **given}), folder
-    spec = model_spec(str(model))
-    raise PabError(f"{spec.title} is not downloaded. Give the folder of its checkpoint instead of '{model}'.")
-
-
-def known_model(model: str | Path) -> tuple[ModelSpec, RectifiedFlow]:
-    """What the schedule of a model's runs depends on, by name or from a checkpoint's folder; no weights are needed."""
-    if str(model) in MODELS and not (str(model) == "demo" and (DEMO_FOLDER / "scheduler").is_dir()):
-        return model_spec(str(model)), RectifiedFlow()
-    spec, folder = find_model(model)
-    return spec, read_flow(folder)
-
-
-def read_flow(folder: Path) -> RectifiedFlow:
-    """The sampler of a checkpoint's folder."""
-    scheduler = read_config(folder / "scheduler", "scheduler_config.json")
-    return RectifiedFlow(**{f.name: scheduler[f.name] for f in fields(RectifiedFlow) if f.name in scheduler})
-
-
-def _check_fit(part: str, width: int, entry: str, expected: int) -> None:
-    if width != expected:
-        raise PabError(
-            f"The {part} gives {width} channels, but the transformer's {entry} is {expected}: these parts of the "
-            "checkpoint do not belong together."
-        )
-
-
-def _load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple["OpenSoraVAE", Tensor | None]:
-    from .autoencoders.open_sora import OpenSoraVAE
-
-    config = read_config(folder)
-    with torch.device("meta"):
-        vae = OpenSoraVAE.from_config(config)
-    load_weights(vae, folder, dtype, device)
-    matrix = config.get("preview_matrix")
-    return vae, None if matrix is None else torch.tensor(matrix)
-
-
-def _load_text_encoder(
-    folder: Path, transformer: STDiT3Config, dtype: torch.dtype, device: torch.device
-) -> TextEncoder:
-    from transformers import AutoTokenizer, T5Config, T5EncoderModel
-
-    config = T5Config.from_dict(read_config(folder / "text_encoder"))
-    _check_fit("text_encoder", config.d_model, "caption_channels", transformer.caption_channels)
-    with torch.device("meta"):
-        model = T5EncoderModel(config)
-    embedding = {"encoder.embed_tokens.weight": "shared.weight"}
-    load_weights(model, folder / "text_encoder", dtype, device, tied=embedding)
-    read_config(folder / "tokenizer", "tokenizer_config.json")
-    # Without its vocabulary, transformers would quietly make a tokenizer that knows no word.
-    if not any((folder / "tokenizer" / name).is_file() for name in _VOCABULARIES):
-        raise PabError(f"{folder / 'tokenizer'} has no {' or '.join(_VOCABULARIES)}; it is incomplete, fetch it again.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PabError(
-            f"The tokenizer in {folder / 'tokenizer'} is damaged or of an unknown kind ({reason}); fetch it again."
-        ) from error
-    return TextEncoder(model, tokenizer, transformer.model_max_length)
 
 
 @contextmanager

@@ -106,7 +106,8 @@ class Policy:
     """Broadcast ranges and windows by kind of attention, and MLP rules by stream.
 
     A range n computes at every n-th step, counted from the start of the run, and reuses the result at the n-1 steps
-    after it, as far as those lie in the window. Range 1 is off.
+    after it, as far as those lie in the window. Range 1 is off. With a `period`, counting starts anew after so many
+    calls of the model.
     """
 
     name: str = "custom"
@@ -117,10 +118,13 @@ class Policy:
     windows: tuple[tuple[str, Window], ...] = ()  # for kinds whose window differs
     mlp_spatial: tuple[MlpRule, ...] = ()
     mlp_temporal: tuple[MlpRule, ...] = ()
+    period: int | None = None
 
     def __post_init__(self) -> None:
         for kind in _ATTENTION:
             check_range(kind, getattr(self, kind))
+        if self.period is not None and (isinstance(self.period, bool) or self.period < 1):
+            raise PabError(f"A policy counts steps in periods of 1 or more calls of the model, not {self.period!r}.")
 
     def range_of(self, kind: str) -> int:
         return getattr(self, kind)
@@ -171,9 +175,13 @@ class Policy:
         return replace(changed, name=" ".join([self.name, *said]))
 
     @classmethod
-    def from_authors(cls, config: Mapping[str, Any], name: str = "authors") -> "Policy":
+    def from_authors(cls, config: Mapping[str, Any], name: str = "authors", steps: int | None = None) -> "Policy":
         """The authors' own configuration (NUS-HPC-AI-Lab/VideoSys, PABConfig): thresholds on the 0..1000 scale, MLP
-        rules by literal timestep."""
+        rules by literal timestep.
+
+        Their counters start anew after `steps`, the number that the user asked for; it matters where a sampler calls
+        the model more often than that, as PNDM does. None: they count through the run.
+        """
         enabled = {kind: bool(config.get(f"{kind}_broadcast")) for kind in _ATTENTION}
         if not any(enabled.values()):
             return cls(name=name)  # their switch for MLP alone does nothing
@@ -189,7 +197,8 @@ class Policy:
                 for timestep, rule in (table or {}).items()
             )
 
-        return cls(name=name, windows=windows, mlp_spatial=rules("spatial"), mlp_temporal=rules("temporal"), **ranges)
+        spatial, temporal = rules("spatial"), rules("temporal")
+        return cls(name=name, windows=windows, mlp_spatial=spatial, mlp_temporal=temporal, period=steps, **ranges)
 
 
 def check_range(kind: str, value: Any) -> int:

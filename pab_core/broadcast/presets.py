@@ -1,8 +1,9 @@
 """The published policies by name, for each family of models.
 
 Windows and MLP rules are fractions of the run, so that they hold at every size, length and step count. At the setting
-for which the authors tuned them (Open-Sora 1.2: 480p, 51 frames, 30 steps; Latte-1: 50 steps) they resolve to exactly
-the authors' schedule. Source of the figures: NUS-HPC-AI-Lab/VideoSys and arXiv 2408.12588.
+for which the authors tuned them (Open-Sora 1.2: 480p, 51 frames, 30 steps; Latte-1: 50 steps; Open-Sora-Plan v1.1.0:
+150 steps, which are 159 calls of the model) they resolve to exactly the authors' schedule. Source of the figures:
+NUS-HPC-AI-Lab/VideoSys and arXiv 2408.12588.
 """
 
 import difflib
@@ -37,8 +38,15 @@ FAMILIES = {
         names=("pab236", "pab347", "pab469"),
         window=Window(10 / 50, 44 / 50),
         mlp_at=(13 / 50, 17 / 50, 21 / 50, 25 / 50, 29 / 50),
-        mlp_skip=1,
+        mlp_skip=2,
         mlp_depth=5 / 28,
+    ),
+    "open-sora-plan": Family(
+        names=("pab246", "pab357", "pab579"),
+        window=Window(17 / 159, 142 / 159),
+        mlp_at=tuple(step / 159 for step in range(35, 88, 4)),
+        mlp_skip=2,
+        mlp_depth=7 / 28,
     ),
 }
 

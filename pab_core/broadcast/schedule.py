@@ -1,7 +1,7 @@
 """The schedule: for each branch and step, the step whose update is used. Resolved before the run; all else reads it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -102,7 +102,8 @@ def _attention_source(policy: Policy, kind: Kind, timesteps: Sequence[float]) ->
     source, computed = [], 0
     for i, t in enumerate(timesteps):
         # Counted from the start of the run, not of the window, as the authors do.
-        if i == 0 or i % n == 0 or (i, steps, t) not in window:
+        count = i % policy.period if policy.period else i
+        if count % n == 0 or (i, steps, t) not in window:
             computed = i
         source.append(computed)
     return tuple(source)
@@ -112,7 +113,10 @@ def _mlp_source(rules: Sequence[MlpRule], timesteps: Sequence[float], block: int
     """Where spans of rules overlap, a step that keeps its update computes it, else the rule listed first is followed,
     also if it leaves this block out (the authors' order of precedence)."""
     steps = len(timesteps)
-    spans = [(rule.blocks is None or block in rule.blocks, *rule.spans(steps, timesteps)) for rule in rules]
+    spans = [
+        (rule.blocks is None or block in rule.blocks, *rule.spans(steps, timesteps))
+        for rule in _spread(rules, steps, timesteps)
+    ]
     keeps = {i for mine, keys, _ in spans if mine for i in keys}
     source = list(range(steps))
     for i in range(steps):
@@ -123,3 +127,16 @@ def _mlp_source(rules: Sequence[MlpRule], timesteps: Sequence[float], block: int
         if mine and earlier:
             source[i] = earlier[-1]
     return tuple(source)
+
+
+def _spread(rules: Sequence[MlpRule], steps: int, timesteps: Sequence[float]) -> list[MlpRule]:
+    """The rules without those that a run of few steps crowds together: of two alike, placed by fractions, whose steps
+    coincide or follow on each other, the second would compute just where the first can be reused."""
+    kept: list[MlpRule] = []
+    for rule in rules:
+        if rule.unit == "fraction" and kept and replace(rule, at=kept[-1].at) == kept[-1]:
+            here, before = (r.spans(steps, timesteps)[0] for r in (rule, kept[-1]))
+            if here and before and 0 <= here[0] - before[0] <= 1:
+                continue
+        kept.append(rule)
+    return kept

@@ -1,6 +1,6 @@
 """Do the demo model's videos show what their prompts say? Prompts never trained on, videos, and the judge's verdicts.
 
-    python -m pab_core.demo.adherence --prompts 200 --policies off,pab246 --json adherence.json --sheet adherence.png
+Run `python -m pab_core.demo.adherence --prompts 200 --policies off,pab246 --json adherence.json --sheet adherence.png`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..autoencoders.open_sora import OpenSoraVAE
 from . import train_dit, train_vae
 from .architecture import SCHEDULER, TEXT_ENCODER, TRANSFORMER, VAE
-from .train_vae import HEIGHT, WIDTH, ClipSource
+from .clip_source import HEIGHT, WIDTH, ClipSource
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -63,7 +63,7 @@ def fit_preview(vae: OpenSoraVAE, source: ClipSource, clips: int = 16) -> Tensor
 
 def warm_up(device: torch.device, folder: Path) -> None:
     """Compiles the transformer's training step, on random latents: another process finds it in the compiler's cache."""
-    size = (TRANSFORMER["in_channels"], 10, HEIGHT // 8, WIDTH // 8)
+    size = (TRANSFORMER["in_channels"], *train_vae.latent_shape())
     latents = torch.randn(512, *size, device=device).half()
     tokens = torch.randint(3, 200, (512, train_dit.WORDINGS, train_dit.MAX_TOKENS), device=device)
     bank = train_dit.Bank(latents, tokens.to(torch.uint8))
@@ -91,7 +91,7 @@ def main() -> None:
     vae_settings = train_vae.VaeSettings(args.vae_seconds)
     dit_settings = train_dit.DitSettings(args.dit_seconds, args.clips)
     if args.rehearse:
-        vae_settings = replace(vae_settings, clips=1)
+        vae_settings = replace(vae_settings, clips=1, images=4, log_every=20)
         dit_settings = replace(dit_settings, batch=2)
 
     curves: dict[str, Any] = {}
@@ -100,7 +100,6 @@ def main() -> None:
         vae.load_state_dict({**vae.state_dict(), **load_file(args.vae_weights, device=str(device))})
     else:
         vae, curves["vae"] = train_vae.train_vae(vae_settings, args.output, device, compiled=compiled)
-    vae = vae.eval()
     render_chunk = vae_settings.clips
     source = ClipSource(device, seed=2, compiled=compiled, chunk=render_chunk)
     bank = train_dit.encode_bank(vae, source, dit_settings.clips, WEIGHTS / "tokenizer", fit_scale=True)

@@ -1,9 +1,7 @@
 """Trains the demo model's transformer and text encoder, together, on latents of rendered clips."""
 
-import copy
 import random
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,10 @@ from ..models.stdit3 import STDiT3, STDiT3Config
 from ..sampling import RectifiedFlow
 from .architecture import MAX_TOKENS, TEXT_ENCODER, TRANSFORMER
 from .captions import SceneFields, caption
+from .clip_source import FPS, HEIGHT, WIDTH, ClipSource, chunks
+from .optimisers import Average, WorkingCopy, cosine_rate, make_optimisers, step_all
 from .scenes import Scenes
-from .train_vae import FRAMES, HEIGHT, WIDTH, Average, ClipSource, chunks, cosine_rate
 
-FPS = 16
 WORDINGS = 4  # captions for each clip of the bank
 
 
@@ -31,7 +29,7 @@ class DitSettings:
     seconds: float  # wall time, compilation not counted
     clips: int = 24576  # in the bank of latents
     batch: int = 256
-    learning_rate: float = 1e-3  # of AdamW; Muon's update is scaled to match it
+    learning_rate: float = 1e-3  # of AdamW
     muon_rate: float = 2e-3
 
 
@@ -84,23 +82,18 @@ def tokenize_captions(fields: list[SceneFields], folder: Path, seed: int) -> Ten
 
 
 @torch.no_grad()
-def encode_bank(
-    vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, *, fit_scale: bool, workers: int = 8
-) -> Bank:
+def encode_bank(vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, *, fit_scale: bool) -> Bank:
     """Renders and encodes `clips` clips; `fit_scale` sets the autoencoder's scale and shift from the first of them."""
     scenes = source.scenes(clips)
-    fields = scenes.describe()
-    parts = [fields[i : i + 512] for i in range(0, clips, 512)]
-    with ProcessPoolExecutor(workers) as pool:
-        captions = pool.map(tokenize_captions, parts, [tokenizer] * len(parts), range(len(parts)))
-        raw = torch.cat([_encode(vae, source, scenes[i : i + source.chunk]) for i in range(0, clips, source.chunk)])
-        if fit_scale:
-            sample = raw[:1024].float()
-            vae.shift = sample.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-            vae.scale = sample.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-        for part in raw.split(1024):
-            part.copy_(vae.normalize(part.float()))
-        return Bank(raw, torch.cat(list(captions)).to(raw.device))
+    captions = tokenize_captions(scenes.describe(), tokenizer, seed=0)
+    raw = torch.cat([_encode(vae, source, scenes[i : i + source.chunk]) for i in range(0, clips, source.chunk)])
+    if fit_scale:
+        sample = raw[:1024].float()
+        vae.shift = sample.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+        vae.scale = sample.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+    for part in raw.split(1024):
+        part.copy_(vae.normalize(part.float()))
+    return Bank(raw, captions.to(raw.device))
 
 
 def _encode(vae: OpenSoraVAE, source: ClipSource, scenes: Scenes) -> Tensor:
@@ -108,80 +101,6 @@ def _encode(vae: OpenSoraVAE, source: ClipSource, scenes: Scenes) -> Tensor:
     with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
         mean, _ = vae.posterior(chunks(video))
     return torch.cat(mean.chunk(2), dim=2).half()
-
-
-class BatchedMuon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) that orthogonalises all matrices of one shape at once.
-
-    torch.optim.Muon does it one by one: at this model's size its thousands of small kernels cost as much as a third of
-    the step. The update is scaled to the size of AdamW's, so that its learning rates carry over (arXiv 2502.16982).
-    """
-
-    def __init__(self, matrices: list[nn.Parameter], lr: float, weight_decay: float = 0.02, momentum: float = 0.95):
-        shapes: dict[torch.Size, list[nn.Parameter]] = {}
-        for matrix in matrices:
-            shapes.setdefault(matrix.shape, []).append(matrix)
-        groups = [{"params": group} for group in shapes.values()]
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            matrices, lr = group["params"], group["lr"]
-            gradient = torch.stack([matrix.grad for matrix in matrices])
-            state = self.state[matrices[0]]
-            momentum = state.setdefault("momentum", torch.zeros_like(gradient))
-            momentum.lerp_(gradient, 1 - group["momentum"])
-            update = orthogonalise(gradient.lerp(momentum, group["momentum"]))
-            update *= -lr * 0.2 * max(update.shape[1:]) ** 0.5
-            torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(matrices, list(update.to(matrices[0].dtype).unbind()))
-
-
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly, by Newton-Schulz iteration: [N, R, C] -> [N, R, C]."""
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    tall = x.shape[1] > x.shape[2]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        square = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return (x.mT if tall else x).float()
-
-
-class WorkingCopy:
-    """A bfloat16 copy that runs forward and backward; the float32 original is what the optimisers change."""
-
-    def __init__(self, original: nn.Module, dtype: torch.dtype):
-        self.module = copy.deepcopy(original).to(dtype)
-        self._original = [p for p in original.parameters() if p.requires_grad]
-        self._copies = [p for p in self.module.parameters() if p.requires_grad]
-
-    def hand_over_gradients(self) -> None:
-        for mine, copied in zip(self._original, self._copies, strict=True):
-            mine.grad = None if copied.grad is None else copied.grad.to(mine.dtype)
-            copied.grad = None
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        torch._foreach_copy_(self._copies, [p.detach() for p in self._original])
-
-
-def make_optimizers(model: TextToLatents, settings: DitSettings, fused: bool) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else."""
-    blocks = [*model.transformer.spatial_blocks.parameters(), *model.transformer.temporal_blocks.parameters()]
-    matrices = [p for p in blocks if p.ndim == 2 and min(p.shape) > 6]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen and p.requires_grad]
-    muon = BatchedMuon(matrices, settings.muon_rate)
-    adamw = torch.optim.AdamW(
-        rest, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=fused
-    )
-    for optimizer in (muon, adamw):
-        for group in optimizer.param_groups:
-            group["full_rate"] = group["lr"]
-    return [muon, adamw]
 
 
 def flow_loss(model: nn.Module, flow: RectifiedFlow, z: Tensor, tokens: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
@@ -224,7 +143,9 @@ def train_dit(
     model = TextToLatents().to(device).train()
     average = Average(model, 0.999)
     flow = RectifiedFlow()
-    optimizers = make_optimizers(model, settings, fused=device.type == "cuda")
+    optimisers = make_optimisers(
+        model, settings.muon_rate, settings.learning_rate, lambda name: "_blocks." in name and "table" not in name
+    )
     working = WorkingCopy(model, torch.bfloat16)
     if compiled:
         transformer = working.module.transformer
@@ -239,13 +160,7 @@ def train_dit(
         loss.backward()
         working.hand_over_gradients()
         done = (time.perf_counter() - start) / settings.seconds
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["full_rate"] * cosine_rate(done)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        step_all(optimisers, model, cosine_rate(done))
         working.refresh()
         average.update(model, step)
         if step % log_every == 0 or done >= 1:
@@ -266,8 +181,9 @@ def train_dit(
 
 def _math_is_faster(model: nn.Module, flow: RectifiedFlow, bank: Bank, batch: int) -> bool:
     """Times both ways of attention over time, which also compiles them."""
-    seconds = []
+    seconds: list[float] = []
     for math_temporal in (False, True):
+        begin = time.perf_counter()
         for repeat in range(8):
             if repeat == 3:
                 torch.cuda.synchronize()

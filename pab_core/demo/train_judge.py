@@ -1,6 +1,6 @@
 """Trains the judge on freshly rendered clips, where the truth is known.
 
-    python -m pab_core.demo.judge --seconds 60 --output judge.safetensors
+Run `python -m pab_core.demo.judge --seconds 60 --output judge.safetensors`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .clip_source import ClipSource
 from .judge import (
     FPS,
     FRAMES,
@@ -27,9 +28,9 @@ from .judge import (
     save_judge,
     track_of,
 )
+from .optimisers import cosine_rate
 from .render import frame_table, render, trace_frames
 from .scenes import CAMERAS, MOTIONS, SHAPES, Scenes, sample_scenes
-from .train_vae import ClipSource, cosine_rate
 
 
 @dataclass

@@ -1,109 +1,210 @@
-"""Trains the demo model's video autoencoder on freshly rendered clips; every clip is seen once."""
+"""Trains the demo model's video autoencoder on freshly rendered scenes, in three stages:
 
-import copy
-import math
+    frames   the image autoencoder alone, on windows of single frames, each of another scene
+    time     the temporal autoencoder alone, on latents of the image autoencoder
+    whole    both together on clips, judged by their pixels
+
+Trained as a whole from nothing, the temporal part passes on so little at first that the image part hardly learns.
+"""
+
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
-from ..autoencoders.open_sora import OpenSoraVAE
+from ..autoencoders.open_sora import OpenSoraVAE, frames_to_video, video_to_frames
 from .architecture import VAE
-from .render import render, trace_frames
-from .scenes import Scenes, sample_scenes
-
-FRAMES, HEIGHT, WIDTH = 34, 128, 192
+from .clip_source import HEIGHT, WIDTH, ClipSource, object_windows
+from .optimisers import Average, cosine_rate, make_optimisers, step_all
 
 
 @dataclass(frozen=True)
 class VaeSettings:
-    seconds: float  # wall time, compilation not counted
-    clips: int = 16  # a batch; each gives two chunks of 17 frames
+    seconds: float  # wall time of the three stages together, compilation not counted
+    shares: tuple[float, float, float] = (0.4, 0.15, 0.45)  # of the time
+    clips: int = 16  # a batch of the last stage; each gives two chunks of 17 frames
+    images: int = 136  # a batch of the first stage
     crop: int = 96  # side in pixels of the windows trained on, most of them around the object
-    crop_share: float = 0.92  # of the time; the rest sees whole frames
-    learning_rate: float = 1.5e-3
-    kl_weight: float = 3e-4
+    whole_share: float = 0.1  # of the last stage, at its end: whole pictures instead of windows
+    muon_rate: float = 4e-3
+    adamw_rate: float = 2e-3
+    kl_weight: float = 1e-4
     object_weight: float = 4.0  # extra weight of the object's pixels and their surroundings
-    edge_weight: float = 1.0
+    log_every: int = 100
 
 
-class ClipSource:
-    """Random training clips, rendered on the device."""
+@dataclass
+class Training:
+    """What the stages share: the model, its average, the loss curve, and where checkpoints go."""
 
-    def __init__(self, device: torch.device, seed: int, *, compiled: bool, split: str = "train", chunk: int = 16):
-        self.device, self.split, self.chunk = device, split, chunk
-        self.generator = torch.Generator("cpu").manual_seed(seed)
-        self.trace = torch.compile(trace_frames, dynamic=False) if compiled else None
+    vae: OpenSoraVAE
+    folder: Path
+    check: tuple[Tensor, Tensor]  # chunks of clips never trained on, and the object's masks
+    settings: VaeSettings
+    curve: list[dict[str, float | str]] = field(default_factory=list)
+    average: Average[OpenSoraVAE] | None = None
 
-    def scenes(self, count: int) -> Scenes:
-        return sample_scenes(count, self.generator, self.device, split=self.split)
+    def run(
+        self,
+        stage: str,
+        seconds: float,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        loss_of: Callable[[Tensor, Tensor, float], Tensor],
+        takes_part: Callable[[str], bool],
+    ) -> None:
+        """Trains the parameters that take part for so long; loss_of gets a batch and the share of the time over."""
+        for name, p in self.vae.named_parameters():
+            p.requires_grad_(takes_part(name))
+        settings = self.settings
+        optimisers = make_optimisers(self.vae, settings.muon_rate, settings.adamw_rate)
+        self.average = average = Average(self.vae, 0.998)
+        device = self.check[0].device
+        step, done = 0, 0.0
+        start = saved = time.perf_counter()
+        while done < 1:
+            if step == 2:
+                start = saved = time.perf_counter()  # everything is compiled now
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                loss = loss_of(*next(batches), done)
+            loss.backward()
+            done = (time.perf_counter() - start) / seconds if step > 2 else 0.0
+            step_all(optimisers, self.vae, cosine_rate(done))
+            average.update(self.vae, step)
+            if step % settings.log_every == 0 or done >= 1:
+                point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach())}
+                if step % (5 * settings.log_every) == 0 or done >= 1:
+                    point |= evaluate(average.module, *self.check, images_only=stage == "frames")
+                self.curve.append({"stage": stage, **point})
+                print(f"vae {stage}", {k: round(v, 4) for k, v in point.items()}, flush=True)
+            if time.perf_counter() - saved > 60 or done >= 1:
+                saved = time.perf_counter()
+                self.save()
+            step += 1
+        self.vae.load_state_dict(average.module.state_dict())
 
-    @torch.no_grad()
-    def render(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
-        """-> video [B, 3, T, H, W] in [-1, 1], object mask [B, T, H, W]."""
-        return render(scenes, FRAMES, HEIGHT, WIDTH, chunk=self.chunk, trace=self.trace)
-
-    def batches(self, clips: int) -> Iterator[tuple[Tensor, Tensor]]:
-        while True:
-            yield self.render(self.scenes(clips))
+    def save(self) -> None:
+        assert self.average is not None
+        weights = {key: value.contiguous() for key, value in self.average.module.state_dict().items()}
+        save_file(weights, self.folder / "vae.safetensors")
 
 
-class Average:
-    """Exponential moving average of a module's parameters."""
+def train_vae(
+    settings: VaeSettings, folder: Path, device: torch.device, *, compiled: bool = True
+) -> tuple[OpenSoraVAE, list[dict[str, float | str]]]:
+    """-> the averaged model and its loss curve; folder/vae.safetensors is rewritten every minute."""
+    torch.manual_seed(0)
+    vae = new_vae().to(device)
+    vae.spatial_vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
+    training = Training(vae, folder, next(check_source.clips(max(settings.clips // 2, 1))), settings)
+    if compiled:
+        compile_residual_blocks(vae)
+    source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
+    frames, in_time, whole = (share * settings.seconds for share in settings.shares)
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        mine, theirs = list(self.module.parameters()), [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-
-
-def cosine_rate(done: float, warm_up: float = 0.03, floor: float = 0.02) -> float:
-    """Learning-rate factor for the share of the time that is over, 0..1."""
-    if done < warm_up:
-        return done / warm_up + 1e-3
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min((done - warm_up) / (1 - warm_up), 1.0)))
+    training.run(
+        "frames", frames, source.frames(settings.images), frame_loss(vae, settings), lambda name: "spatial_vae" in name
+    )
+    training.run(
+        "time",
+        in_time,
+        latent_batches(vae, source, settings.clips),
+        latent_loss(vae, settings),
+        lambda name: "temporal_vae" in name,
+    )
+    training.run("whole", whole, source.clips(settings.clips), clip_loss(vae, settings), lambda name: True)
+    torch.compiler.set_stance("default")
+    return vae.eval().requires_grad_(False), training.curve
 
 
-def chunks(video: Tensor) -> Tensor:
-    """[B, C, 34, H, W] -> [2B, C, 17, H, W], as the autoencoder cuts it."""
-    return torch.cat(video.split(17, dim=2))
+def new_vae() -> OpenSoraVAE:
+    """Random weights, but for the latents' noise: it starts small (standard deviation 0.08), or it drowns them."""
+    vae = OpenSoraVAE.from_config(VAE)
+    conv = vae.temporal_vae.quant_conv.conv
+    with torch.no_grad():
+        conv.weight[vae.latent_channels :].zero_()
+        torch.nn.init.constant_(conv.bias[vae.latent_channels :], -5.0)  # pyright: ignore[reportOptionalSubscript]
+    return vae
 
 
-def object_windows(video: Tensor, mask: Tensor, side: int, random_share: float = 0.25) -> tuple[Tensor, Tensor]:
-    """Cuts a window of side x side pixels out of each chunk, near its object or (a share of them) anywhere.
+def compile_residual_blocks(vae: OpenSoraVAE) -> None:
+    """Compiles the blocks in which the time goes, each shape once: a third of the wait for the whole model."""
+    torch._dynamo.config.recompile_limit = 64
+    for module in vae.spatial_vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.compile(dynamic=False)
 
-    video [N, 3, T, H, W], mask [N, 1, T, H, W] -> both cut, contiguous.
-    """
-    count, height, width = len(video), *video.shape[3:]
-    seen = mask.sum(dim=(1, 2))  # [N, H, W]
 
-    def starts(size: int, weight: Tensor) -> Tensor:
-        places = torch.arange(size, device=video.device)
-        centre = (weight * places).sum(1) / weight.sum(1).clamp(min=1e-3)
-        around = centre - side / 2 + (torch.rand(count, device=video.device) - 0.5) * side * 0.6
-        anywhere = torch.rand(count, device=video.device) * (size - side)
-        chosen = torch.where(torch.rand(count, device=video.device) < random_share, anywhere, around)
-        return chosen.round().clamp(0, size - side).long()[:, None] + torch.arange(side, device=video.device)
+LossOf = Callable[[Tensor, Tensor, float], Tensor]
 
-    rows, columns = starts(height, seen.sum(2)), starts(width, seen.sum(1))  # each [N, side]
-    samples = torch.arange(count, device=video.device)[:, None, None]
 
-    def cut(x: Tensor) -> Tensor:
-        windows = x.movedim(0, 2).flatten(0, 1)  # [C T, N, H, W]
-        windows = windows[:, samples, rows[:, :, None], columns[:, None, :]]  # [C T, N, side, side]
-        return windows.unflatten(0, x.shape[1:3]).movedim(2, 0).contiguous()
+def frame_loss(vae: OpenSoraVAE, settings: VaeSettings) -> LossOf:
+    """Image [N, 3, 1, H, W] -> loss of the image autoencoder."""
 
-    return cut(video), cut(mask)
+    def loss_of(image: Tensor, mask: Tensor, done: float) -> Tensor:
+        image, mask = object_windows(image, mask, settings.crop)
+        mean, _ = vae.spatial_vae.encode(image[:, :, 0])
+        return reconstruction_loss(vae.spatial_vae.decode(mean)[:, :, None], image, near_object(mask), settings)
+
+    return loss_of
+
+
+def latent_batches(
+    vae: OpenSoraVAE, source: ClipSource, clips: int, pool_size: int = 64, steps_each: int = 4
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of image latents [2 * clips, C, 17, h, w] out of a pool that is renewed as it is used, and their standard
+    deviations [C]."""
+    pool: list[Tensor] = []
+    clip_batches = source.clips(clips)
+    while True:
+        with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
+            chunk = next(clip_batches)[0]
+            pool.append(frames_to_video(vae.spatial_vae.encode(video_to_frames(chunk))[0].float(), len(chunk)))
+        if len(pool) > pool_size:
+            pool.pop(0)
+        spread = pool[0].std(dim=(0, 2, 3, 4))
+        for _ in range(steps_each):
+            yield pool[int(torch.randint(len(pool), ()))], spread
+
+
+def latent_loss(vae: OpenSoraVAE, settings: VaeSettings) -> LossOf:
+    """Image latents -> loss of the temporal autoencoder, every channel weighted by its spread."""
+
+    def loss_of(latents: Tensor, spread: Tensor, done: float) -> Tensor:
+        mean, logvar = (part.float() for part in vae.temporal_vae.encode(latents))
+        z = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+        error = (vae.temporal_vae.decode(z, latents.shape[2]).float() - latents) / spread.view(1, -1, 1, 1, 1)
+        return error.square().mean() + 0.5 * error.abs().mean() + settings.kl_weight * kl_divergence(mean, logvar)
+
+    return loss_of
+
+
+def clip_loss(vae: OpenSoraVAE, settings: VaeSettings) -> LossOf:
+    """Chunks [N, 3, 17, H, W] -> loss of the whole autoencoder."""
+
+    def loss_of(video: Tensor, mask: Tensor, done: float) -> Tensor:
+        if done < 1 - settings.whole_share:
+            video, mask = object_windows(video, mask, settings.crop)
+        else:  # too short a time to compile again for this size; half of the batch, or memory would not do
+            video, mask = video[::2], mask[::2]
+            torch.compiler.set_stance("force_eager")
+        mean, logvar = (part.float() for part in vae.posterior(video))
+        output = vae.decode_raw(mean + (0.5 * logvar).exp() * torch.randn_like(mean), 17)
+        loss = reconstruction_loss(output, video, near_object(mask), settings)
+        return loss + settings.kl_weight * kl_divergence(mean, logvar)
+
+    return loss_of
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """From the standard normal, in nats a latent."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
 def near_object(mask: Tensor) -> Tensor:
@@ -115,11 +216,11 @@ def reconstruction_loss(output: Tensor, video: Tensor, near: Tensor, settings: V
     """Absolute and squared error of colours, and absolute error of their differences to the neighbours (edges), with
     more weight where `near` is 1. output, video [N, 3, T, H, W]; near [N, 1, T, H, W]."""
     weight = 1 + settings.object_weight * near
-    error = output - video
+    error = output.float() - video
     loss = (weight * (error.abs() + 2 * error.square())).mean()
     across = (weight[..., 1:] * error.diff(dim=-1).abs()).mean()
     down = (weight[..., 1:, :] * error.diff(dim=-2).abs()).mean()
-    return loss + settings.edge_weight * (across + down)
+    return loss + across + down
 
 
 def psnr(error: Tensor, weight: Tensor) -> float:
@@ -129,83 +230,16 @@ def psnr(error: Tensor, weight: Tensor) -> float:
 
 
 @torch.no_grad()
-def evaluate_vae(vae: OpenSoraVAE, video: Tensor, mask: Tensor) -> dict[str, float]:
+def evaluate(vae: OpenSoraVAE, video: Tensor, mask: Tensor, *, images_only: bool) -> dict[str, float]:
     """PSNR of reconstructions from the latents' means: over all pixels, and over those of the object."""
-    mean, _ = vae.posterior(chunks(video))
-    output = vae.decode_raw(mean, 17).clamp(-1, 1)
-    error, weight = output - chunks(video), chunks(mask[:, None])
-    return {"psnr": psnr(error, torch.ones_like(weight)), "object_psnr": psnr(error, weight)}
+    if images_only:
+        output = vae.decode_spatial(vae.encode_spatial(video)[0])
+    else:
+        output = vae.decode_raw(vae.posterior(video)[0], video.shape[2])
+    error = output.clamp(-1, 1) - video
+    return {"psnr": psnr(error, torch.ones_like(mask)), "object_psnr": psnr(error, mask)}
 
 
-def compile_residual_blocks(vae: OpenSoraVAE) -> None:
-    """Compiles the blocks in which the time goes, each shape once: a third of the wait for the whole model."""
-    torch._dynamo.config.recompile_limit = 32
-    for module in vae.spatial_vae.modules():
-        if isinstance(module, ResnetBlock2D):
-            module.compile(dynamic=False)
-
-
-def train_vae(
-    settings: VaeSettings, folder: Path, device: torch.device, *, compiled: bool = True, log_every: int = 100
-) -> tuple[OpenSoraVAE, list[dict[str, float]]]:
-    """-> the averaged model and its loss curve. folder/vae.safetensors is rewritten every minute."""
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    vae = OpenSoraVAE.from_config(VAE).to(device)
-    vae.spatial_vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    average = Average(vae, 0.999)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.01, fused=compiled)
-    source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
-    check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
-    check_video, check_mask = check_source.render(check_source.scenes(max(settings.clips // 2, 1)))
-
-    def step_loss(video: Tensor, near: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            mean, logvar = vae.posterior(video)
-            mean, logvar = mean.float(), logvar.float()
-            output = vae.decode_raw(mean + (0.5 * logvar).exp() * noise, 17)
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(output.float(), video, near, settings)
-        return loss + settings.kl_weight * kl, kl
-
-    if compiled:
-        compile_residual_blocks(vae)
-    curve: list[dict[str, float]] = []
-    start = saved = time.perf_counter()
-    done = 0.0
-    for step, (video, mask) in enumerate(source.batches(settings.clips)):
-        cropping = done < settings.crop_share
-        video, mask = chunks(video), chunks(mask[:, None])
-        if cropping:
-            video, mask = object_windows(video, mask, settings.crop)
-        else:  # too short a time to compile again for this size; half of the batch, or memory would not do
-            video, mask = video[::2], mask[::2]
-            torch.compiler.set_stance("force_eager")
-        size = vae.latent_size(17, *video.shape[3:])
-        noise = torch.randn(len(video), vae.latent_channels, *size, device=device)
-        loss, kl = step_loss(video, near_object(mask), noise)
-        loss.backward()
-        if step == 2:
-            start = saved = time.perf_counter()  # everything is compiled now
-        done = (time.perf_counter() - start) / settings.seconds if step > 2 else 0.0
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * cosine_rate(done)
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        average.update(vae, step)
-        if step % log_every == 0 or done >= 1:
-            point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach()), "kl": float(kl.detach())}
-            if step % (5 * log_every) == 0 or done >= 1:
-                point |= evaluate_vae(average.module, check_video, check_mask)
-            curve.append(point)
-            print("vae", {k: round(v, 4) for k, v in point.items()}, flush=True)
-        if time.perf_counter() - saved > 60 or done >= 1:
-            saved = time.perf_counter()
-            weights = {key: value.contiguous() for key, value in average.module.state_dict().items()}
-            save_file(weights, folder / "vae.safetensors")
-        if done >= 1:
-            break
-    torch.compiler.set_stance("default")
-    return average.module, curve
+def latent_shape() -> tuple[int, int, int]:
+    """(T', h, w) of a whole clip."""
+    return 10, HEIGHT // 8, WIDTH // 8

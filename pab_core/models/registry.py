@@ -1,11 +1,21 @@
 """The models by name: family, size of the transformer, and how their authors generate with them."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import PabError
+from .latte import latte_branches
 from .layers import Branch
+from .open_sora_plan import open_sora_plan_branches
 from .stdit3 import stdit3_branches
+
+# Family -> the branches of a model of `depth` blocks a stream.
+BRANCHES: dict[str, Callable[[int], tuple[Branch, ...]]] = {
+    "stdit3": stdit3_branches,
+    "latte": latte_branches,
+    "open-sora-plan": open_sora_plan_branches,
+}
 
 
 @dataclass(frozen=True)
@@ -14,7 +24,7 @@ class ModelSpec:
 
     name: str
     title: str
-    family: str  # key of broadcast.presets.FAMILIES and of loading's builders
+    family: str  # key of BRANCHES, of broadcast.presets.FAMILIES and of checkpoints.SAMPLERS
     depth: int  # blocks of each stream
     num_frames: int
     height: int  # pixels
@@ -23,39 +33,43 @@ class ModelSpec:
     steps: int
     guidance: float
     chunk_frames: int = 17  # frames that the VAE encodes together
+    first_frames: int = 0  # frames before the first chunk, a latent frame each
     time_factor: int = 4
     space_factor: int = 8
+    latent_multiple: int = 1  # height and width of the latents are multiples of it
     trained: bool = True  # False: random weights, good for tests and timings only
+    full_precision: bool = False  # float32 on a GPU as well; for a model small enough
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        return stdit3_branches(self.depth)
+        return BRANCHES[self.family](self.depth)
 
     def latent_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip: whole chunks, then the rest, each rounded up to a multiple of time_factor."""
-        chunks, rest = divmod(num_frames, self.chunk_frames)
-        return chunks * -(-self.chunk_frames // self.time_factor) + -(-rest // self.time_factor)
+        """Latent frames of a clip: the first frames, whole chunks, the rest; chunks are padded to time_factor."""
+        chunks, rest = divmod(num_frames - self.first_frames, self.chunk_frames)
+        return self.first_frames + chunks * -(-self.chunk_frames // self.time_factor) + -(-rest // self.time_factor)
 
     def check_size(self, num_frames: int, height: int, width: int) -> None:
         """PabError where the model cannot take a size or a length; the message says which are near."""
+        unit = self.space_factor * self.latent_multiple
         for axis, pixels in (("height", height), ("width", width)):
-            if not _is_whole(pixels) or pixels < self.space_factor:
-                raise PabError(f"The {axis} {pixels!r} is not a whole number of pixels, {self.space_factor} or more.")
+            if not _is_whole(pixels) or pixels < unit:
+                raise PabError(f"The {axis} {pixels!r} is not a whole number of pixels, {unit} or more.")
             # The authors' own 854 is no multiple of 8: the VAE leaves out the pixels beyond one.
-            if pixels % self.space_factor and pixels != getattr(self, axis):
-                low = pixels // self.space_factor * self.space_factor
+            if pixels % unit and pixels != getattr(self, axis):
+                low = pixels // unit * unit
                 raise PabError(
-                    f"The {axis} {pixels} does not fit {self.title}: it must be a multiple of {self.space_factor}. "
-                    f"Near are {low} and {low + self.space_factor}."
+                    f"The {axis} {pixels} does not fit {self.title}: it must be a multiple of {unit}. "
+                    f"Near are {low} and {low + unit}."
                 )
         if not _is_whole(num_frames) or num_frames < 1:
             raise PabError(f"The number of frames must be a whole number, 1 or more, not {num_frames!r}.")
-        if num_frames != 1 and num_frames % self.chunk_frames:
-            low = num_frames // self.chunk_frames * self.chunk_frames or 1
-            high = -(-num_frames // self.chunk_frames) * self.chunk_frames
+        rest = (num_frames - self.first_frames) % self.chunk_frames
+        if num_frames != 1 and rest:
+            more = f"{self.first_frames} more than " if self.first_frames else ""
             raise PabError(
-                f"{num_frames} frames do not fit {self.title}: it makes 1 frame or a multiple of {self.chunk_frames}. "
-                f"Near are {low} and {high}."
+                f"{num_frames} frames do not fit {self.title}: it makes 1 frame or {more}a multiple of "
+                f"{self.chunk_frames}. Near are {num_frames - rest or 1} and {num_frames - rest + self.chunk_frames}."
             )
 
 
@@ -77,6 +91,7 @@ MODELS = {
             fps=16,
             steps=30,
             guidance=4.0,
+            full_precision=True,
         ),
         ModelSpec(
             name="open-sora",
@@ -89,6 +104,36 @@ MODELS = {
             fps=24,
             steps=30,
             guidance=7.0,
+        ),
+        ModelSpec(
+            name="latte",
+            title="Latte-1",
+            family="latte",
+            depth=28,
+            num_frames=16,
+            height=512,
+            width=512,
+            fps=8,
+            steps=50,
+            guidance=7.5,
+            chunk_frames=1,
+            time_factor=1,
+            latent_multiple=2,
+        ),
+        ModelSpec(
+            name="open-sora-plan",
+            title="Open-Sora-Plan v1.1.0",
+            family="open-sora-plan",
+            depth=28,
+            num_frames=65,
+            height=512,
+            width=512,
+            fps=24,
+            steps=150,
+            guidance=7.5,
+            chunk_frames=4,
+            first_frames=1,
+            latent_multiple=2,
         ),
     )
 }

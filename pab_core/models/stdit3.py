@@ -3,7 +3,8 @@
 Source: hpcaitech/Open-Sora (Apache-2.0) and its re-publication in NUS-HPC-AI-Lab/VideoSys; parameter names are those of
 the released checkpoint hpcai-tech/OpenSora-STDiT-v3.
 
-Shapes: B batch, C latent channels, T latent frames, H and W latent size, S tokens a frame, D hidden_size, L text tokens.
+Shapes: B batch, C latent channels, T latent frames, H and W latent size, S tokens a frame, D hidden_size, L text
+tokens.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Branch, CrossAttention, DropPath, Mlp, ScalarEmbedder, Seam, SelfAttention, Stream, compute, modulate
+from .layers import (
+    Branch,
+    CrossAttention,
+    DropPath,
+    Mlp,
+    ScalarEmbedder,
+    Seam,
+    SelfAttention,
+    Stream,
+    compute,
+    modulate,
+)
 
 
 @dataclass(frozen=True)
@@ -52,10 +64,7 @@ def stdit3_branches(depth: int) -> tuple[Branch, ...]:
     """All residual branches in the order in which they run: `depth` pairs of a spatial and a temporal block."""
     streams: tuple[Stream, Stream] = ("spatial", "temporal")
     return tuple(
-        Branch(kind, stream, block)
-        for block in range(depth)
-        for stream in streams
-        for kind in (stream, "cross", "mlp")
+        Branch(kind, stream, block) for block in range(depth) for stream in streams for kind in (stream, "cross", "mlp")
     )
 
 
@@ -220,9 +229,11 @@ class STDiT3(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.zeros_(self.final_layer.linear.weight)
-        nn.init.normal_(self.fps_embedder.mlp[0].weight, std=0.02)
-        nn.init.zeros_(self.fps_embedder.mlp[2].weight)
+        inner, outer = (layer for layer in self.fps_embedder.mlp if isinstance(layer, nn.Linear))
+        nn.init.normal_(inner.weight, std=0.02)
+        nn.init.zeros_(outer.weight)
         for block in self.temporal_blocks:
+            assert isinstance(block, STDiT3Block)
             for linear in (block.attn.proj, block.cross_attn.proj, block.mlp.fc2):
                 nn.init.zeros_(linear.weight)
 

@@ -17,8 +17,8 @@ CORE = ROOT / "pab_core"
 ORDER = (
     ("errors",),
     ("models",),
-    ("broadcast", "sampling", "autoencoders", "text", "loading", "video_io"),
-    ("parallel",),
+    ("broadcast", "sampling", "noise_sampling", "autoencoders", "text", "loading", "video_io"),
+    ("parallel", "checkpoints"),
     ("pipeline",),
     ("evaluate", "demo"),
     ("terminal",),
@@ -34,6 +34,7 @@ LIBRARIES = {
     "models": {"torch"},
     "broadcast": {"torch"},
     "sampling": {"torch"},
+    "noise_sampling": {"torch", "diffusers"},
     "loading": {"torch", "safetensors"},
     "text": {"torch", "transformers"},
 }

@@ -12,18 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import TRANSFORMER, write_json, write_module, write_tiny_checkpoint
+from tiny_checkpoint import TRANSFORMER, write_json, write_module
 from typer.testing import CliRunner
 
+from pab_core.checkpoints import find_model
 from pab_core.cli import app
 from pab_core.errors import PabError
 from pab_core.models.stdit3 import STDiT3, STDiT3Config
-from pab_core.pipeline import Pipeline, find_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+from pab_core.pipeline import Pipeline
 
 
 @pytest.fixture

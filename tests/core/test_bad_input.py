@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import write_tiny_checkpoint
 from typer.testing import CliRunner
 
 from pab_core import video_io
@@ -19,16 +18,6 @@ from pab_core.models.registry import MODELS
 from pab_core.pipeline import Pipeline
 
 PROMPT = "a red ball rolls left"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Pipeline:
-    return Pipeline.load(folder, device="cpu")
 
 
 @pytest.fixture

@@ -23,11 +23,14 @@ from pab_core.broadcast import (
     resolve,
 )
 from pab_core.broadcast.presets import FAMILIES, family_mlp_rules
+from pab_core.checkpoints import known_model
 from pab_core.errors import PabError
+from pab_core.models.latte import latte_branches
 from pab_core.models.layers import Branch, Kind
+from pab_core.models.open_sora_plan import open_sora_plan_branches
 from pab_core.models.registry import MODELS
 from pab_core.models.stdit3 import stdit3_branches
-from pab_core.pipeline import known_model, schedule_for
+from pab_core.pipeline import schedule_for
 from pab_core.sampling import RectifiedFlow
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "fixtures" / "opensora"
@@ -155,10 +158,52 @@ def test_the_presets_are_the_authors_schedule_at_480p_51_frames_30_steps(name: s
 @pytest.mark.parametrize("name", LATTE_RANGES)
 def test_the_latte_presets_are_the_authors_schedule_at_50_steps(name: str):
     timesteps = [float(t) for t in range(980, -1, -20)]
-    branches = [b for b in stdit3_branches(28) if b.kind != "cross" or b.stream == "spatial"]
-    config = authors_config(LATTE_RANGES[name], (100, 800), (720, 640, 560, 480, 400), 1, 5)
+    branches = latte_branches(28)
+    config = authors_config(LATTE_RANGES[name], (100, 800), (720, 640, 560, 480, 400), 2, 5)
     theirs = resolve(Policy.from_authors(config), timesteps, branches)
     assert decisions(resolve(preset(name, "latte", 28), timesteps, branches)) == decisions(theirs)
+    assert decisions(schedule_for(MODELS["latte"], name)) == decisions(theirs)
+
+
+def test_pab236_of_latte_takes_the_decisions_recorded_from_the_authors_code():
+    trace = json.loads((DATA.parent / "latte" / "pab_trace.json").read_text(encoding="utf-8"))["loop50_pab236"]
+    table = schedule_for(MODELS["latte"], "pab236")
+    assert [int(t) for t in table.timesteps] == [call["t"] for call in trace]
+    for kind in ("spatial", "temporal", "cross"):
+        assert table.reused_row(kind) == [float(call[kind]) for call in trace]
+    for stream in ("spatial", "temporal"):
+        found = [table.reused_blocks(i, "mlp", stream) for i in range(table.steps)]
+        assert found == [call[f"mlp_{stream}"] for call in trace]
+
+
+@pytest.mark.parametrize("name", AUTHORS_RANGES)
+def test_the_open_sora_plan_presets_are_the_authors_schedule_at_150_steps(name: str):
+    spec, _ = known_model("open-sora-plan")
+    ours = schedule_for(spec, name)
+    assert ours.steps == 159
+    config = authors_config(AUTHORS_RANGES[name], (100, 850), tuple(range(738, 425, -24)), 2, 7)
+    theirs = resolve(Policy.from_authors(config, steps=150), ours.timesteps, open_sora_plan_branches(28))
+    assert decisions(ours) == decisions(theirs)
+
+
+@pytest.mark.parametrize("name", ["pab246", "pab579"])
+def test_the_open_sora_plan_presets_reuse_what_the_authors_code_reused(name: str):
+    trace = json.loads((DATA.parent / "opensora_plan" / "pab_trace.json").read_text(encoding="utf-8"))
+    table = schedule_for(MODELS["open-sora-plan"], name)
+    calls = trace[f"loop150_{name}"]
+    assert len(calls) == table.steps
+    for step, call in enumerate(calls):
+        assert {kind: table.reused_row(kind)[step] for kind in ("spatial", "temporal", "cross")} == {
+            kind: float(call[kind]) for kind in ("spatial", "temporal", "cross")
+        }
+        for stream in ("spatial", "temporal"):
+            assert table.reused_blocks(step, "mlp", stream) == call[f"mlp_{stream}"]
+
+
+@pytest.mark.parametrize("steps", [4, 8, 10, 15, 20, 25, 30, 40, 50, 75, 100, 150, 250])
+def test_the_open_sora_plan_presets_reuse_mlps_at_every_step_count(steps: int):
+    table = schedule_for(MODELS["open-sora-plan"], "pab246", steps=steps)
+    assert table.reused_share("mlp") >= 0.1 * 7 / 28
 
 
 def test_pab246_by_hand():
@@ -273,6 +318,30 @@ def test_reused_blocks_of_a_whole_kind_and_stream():
     assert table.reused_blocks(4, "mlp", "temporal") == []
     assert table.reused_row("mlp")[4] == pytest.approx(1 / 6)
     assert table.reused_share() == pytest.approx(2 / (18 * 10))
+
+
+def test_fractions_that_few_steps_crowd_together_leave_steps_to_reuse():
+    rules = tuple(MlpRule(at / 40, 2, (0,)) for at in range(8, 20, 4))
+    by_steps = {40: [9, 10, 13, 14, 17, 18], 20: [5, 7, 9, 10], 10: [3, 5, 6], 5: [2, 3]}
+    for steps, reused in by_steps.items():
+        table = resolve(Policy(mlp_spatial=rules), [float(steps - i) for i in range(steps)], stdit3_branches(1))
+        assert [i for i in range(steps) if table.reused_blocks(i, "mlp", "spatial")] == reused
+
+
+def test_a_period_starts_the_count_anew():
+    timesteps = [20.0 - i for i in range(20)]
+    branches = stdit3_branches(1)
+    plain, periodic = (resolve(Policy(temporal=4, period=p), timesteps, branches) for p in (None, 10))
+    computed = [
+        [i for i, reused in enumerate(table.reused_row("temporal")) if not reused] for table in (plain, periodic)
+    ]
+    assert computed == [[0, 4, 8, 12, 16], [0, 4, 8, 10, 14, 18]]
+
+
+@pytest.mark.parametrize("period", [0, -1, True])
+def test_a_period_is_a_number_of_calls(period: Any):
+    with pytest.raises(PabError, match="in periods of 1 or more calls"):
+        Policy(temporal=4, period=period)
 
 
 def test_an_mlp_rule_beyond_the_end_does_nothing():

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import write_tiny_checkpoint
 from typer.testing import CliRunner, Result
 
 from pab_core import video_io
@@ -27,19 +26,6 @@ from pab_core.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROMPT = "a red ball rolls left over a green floor"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pab(*arguments: str | Path, **environment: str) -> Result:
@@ -225,6 +211,17 @@ def test_schedule_as_json(model: str, policy: str):
     blocks = [] if policy == "off" else list(range(math.ceil(MODELS[model].depth * 5 / 28)))
     expected = {str(i): blocks for i in (14, 15, 18, 19, 22, 23) if blocks}
     assert told["mlp_spatial"] == told["mlp_temporal"] == expected
+
+
+def test_schedule_of_latte():
+    told = json.loads(pab("schedule", "--model", "latte", "--policy", "pab236", "--json").stdout)
+    assert told["timesteps"] == list(range(980, -1, -20))
+    for kind, n in (("spatial", 2), ("temporal", 3), ("cross", 6)):
+        assert told[kind] == [int(10 <= i <= 43 and i % n != 0) for i in range(50)]
+    steps = (14, 15, 18, 19, 22, 23, 26, 27, 30, 31)
+    assert told["mlp_spatial"] == told["mlp_temporal"] == {str(i): [0, 1, 2, 3, 4] for i in steps}
+    refused = pab("schedule", "--model", "latte", "--size", "520x512")
+    assert "it must be a multiple of 16" in refused.stderr
 
 
 def test_schedule_takes_the_settings(folder: Path):

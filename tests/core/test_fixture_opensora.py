@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixture_checks import assert_decisions, assert_near, assert_rows_near, case_name
 from fixture_sets import load_set
 from torch import Tensor
 
@@ -20,24 +21,12 @@ FORWARD_ATOL = 2e-5
 LOOP_ATOL = 2e-3
 
 
-def case_name(case: dict[str, Any]) -> str:
-    return case["name"]
-
-
 @pytest.fixture(scope="module")
 def model() -> STDiT3:
     with torch.device("meta"):
         model = STDiT3(STDiT3Config.from_dict(SET.config))
     model.load_state_dict(SET.weights, strict=True, assign=True)
     return model.eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def case_timesteps(case: dict[str, Any]) -> Tensor:
@@ -64,11 +53,7 @@ def test_fixture_forward(model: STDiT3, case: dict[str, Any], record_property):
     given = {key: inputs[key] for key in ("x", "timestep", "y", "fps", "height", "width")}
     out = model(**given, mask=inputs.get("mask"), x_mask=inputs.get("x_mask"))
     (target,) = SET.expected(case).values()
-    assert out.shape == target.shape
-    worst = (out - target).abs().max().item()
-    record_property("worst_error", worst)
-    print(f"{case['name']}: worst error {worst:.2e}")
-    assert worst <= FORWARD_ATOL
+    assert_near(case["name"], out, target, FORWARD_ATOL, record_property)
 
 
 @pytest.mark.parametrize("case", LOOPS, ids=case_name)
@@ -106,28 +91,13 @@ def test_fixture_loop(model: STDiT3, case: dict[str, Any], record_property):
         step_noise=(lambda step: inputs["step_noise"][step]) if masked else None,
         on_step=keep,
     )
-    if len(rows) < len(expected["latents"]):
-        rows.append(last)
-    assert len(rows) == len(expected["latents"])
-    assert torch.equal(rows[-1], last)
-    worst = max((row - target).abs().max().item() for row, target in zip(rows, expected["latents"], strict=True))
-    record_property("worst_error", worst)
-    print(f"{case['name']}: worst error {worst:.2e}")
-    assert worst <= LOOP_ATOL
+    assert_rows_near(case["name"], rows, last, expected["latents"], LOOP_ATOL, record_property)
     assert run.kept_bytes == 0
 
 
 @pytest.mark.parametrize("case", [c for c in LOOPS if c["name"] in (SET.trace or {})], ids=case_name)
 def test_fixture_decisions(model: STDiT3, case: dict[str, Any]):
-    table = case_table(model, case)
-    calls = (SET.trace or {})[case["name"]]
-    assert len(calls) == table.steps
-    for step, call in enumerate(calls):
-        found = {kind: table.reused_row(kind)[step] for kind in ("spatial", "temporal", "cross")}
-        assert found == {kind: float(call[kind]) for kind in found}, f"step {step}"
-        for stream in ("spatial", "temporal"):
-            assert table.reused_blocks(step, "mlp", stream) == call[f"mlp_{stream}"], f"step {step}"
-        assert int(table.timesteps[step]) == call["t"]
+    assert_decisions(case_table(model, case), (SET.trace or {})[case["name"]])
 
 
 def test_fixture_every_broadcast_loop_has_recorded_decisions():

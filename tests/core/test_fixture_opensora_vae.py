@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixture_checks import assert_near, case_name
 from fixture_sets import load_set
 from torch import Tensor
 
@@ -20,14 +21,6 @@ def vae() -> OpenSoraVAE:
     model = OpenSoraVAE.from_config(SET.config)
     model.load_state_dict(SET.weights, strict=True)
     return model.eval()
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def results(vae: OpenSoraVAE, case: dict[str, Any]) -> dict[str, Tensor]:
@@ -53,21 +46,17 @@ def test_fixture_set_has_cases():
     assert SET.cases
 
 
-@pytest.mark.parametrize("case", SET.cases, ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", SET.cases, ids=case_name)
 @torch.no_grad()
 def test_fixture_case(vae: OpenSoraVAE, case: dict[str, Any], record_property):
     actual = results(vae, case)
     expected = SET.expected(case)
     assert expected
     for name, target in expected.items():
-        assert actual[name].shape == target.shape, name
-        worst = (actual[name] - target).abs().max().item()
-        record_property(f"{name}_worst_error", worst)
-        print(f"{case['name']}.{name}: worst error {worst:.2e}")
-        assert worst <= ATOL, f"{case['name']}.{name}: worst error {worst:.2e}, allowed {ATOL:.0e}"
+        assert_near(f"{case['name']}.{name}", actual[name], target, ATOL, record_property)
 
 
-@pytest.mark.parametrize("case", [c for c in SET.cases if c["kind"] == "decode"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [c for c in SET.cases if c["kind"] == "decode"], ids=case_name)
 def test_fixture_latent_size(vae: OpenSoraVAE, case: dict[str, Any]):
     z = SET.inputs(case)["z"]
     height, width = SET.expected(case)["video"].shape[-2:]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import ABOUT, write_tiny_checkpoint
+from tiny_checkpoint import ABOUT
 from torch import Tensor
 
 from pab_core import pipeline, video_io
@@ -25,24 +25,6 @@ PROMPT = "a red ball rolls left over a green floor"
 
 class Stop(Exception):
     """What a caller raises from `progress` to cancel."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder: Path) -> Pipeline:
-    return Pipeline.load(folder, device="cpu")
 
 
 def denoised(

@@ -100,10 +100,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = STDiT3(STDiT3Config.from_dict(TRANSFORMER))
-        # Larger than at the start of a training, so that every branch moves the result.
-        for name, parameter in transformer.named_parameters():
-            if name != "rope.freqs":
-                nn.init.normal_(parameter, std=0.1)
+        randomise(transformer)
         write_module(folder / "transformer", TRANSFORMER, transformer, "diffusion_pytorch_model.safetensors")
         write_module(folder / "vae", VAE, OpenSoraVAE.from_config(VAE), "model.safetensors")
         write_module(folder / "text_encoder", TEXT, T5EncoderModel(T5Config.from_dict(TEXT)), "model.safetensors")
@@ -111,6 +108,13 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "pab.json", ABOUT)
     return folder
+
+
+def randomise(transformer: STDiT3) -> None:
+    """Weights larger than at the start of a training, so that every branch moves the result."""
+    for name, parameter in transformer.named_parameters():
+        if name != "rope.freqs":
+            nn.init.normal_(parameter, std=0.1)
 
 
 def write_module(folder: Path, config: dict[str, Any], module: nn.Module, name: str) -> None:

@@ -1,0 +1,43 @@
+"""What the tests share: one thread, and checkpoints of random weights, written once and never changed by a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from demo_checkpoint import write_demo_checkpoint
+from tiny_checkpoint import write_tiny_checkpoint
+
+from pab_core.pipeline import Pipeline
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For this process and those it starts: with small tensors more threads gain nothing, and on a busy machine they
+    wait for each other at every operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint named "tiny"."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def pipe(folder: Path) -> Pipeline:
+    """The tiny checkpoint, loaded."""
+    return Pipeline.load(folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the demo model's architecture and size, untrained, named "demo-random"."""
+    return write_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo-random")

@@ -1,0 +1,91 @@
+"""CausalVAE of Open-Sora-Plan against the authors' autoencoder, as the set's cases.json says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fixture_sets import load_set
+from torch import Tensor
+
+from pab_core.autoencoders.open_sora_plan import LATENT_SCALE, CausalVAE
+from pab_core.autoencoders.tiling import Tiling
+
+SET = load_set("opensora_plan_vae")
+ATOL = 5e-5
+
+
+def case_tiling(case: dict[str, Any]) -> Tiling | None:
+    """The case's tiling attributes, under our names."""
+    if "tiling" not in case:
+        return None
+    given = case["tiling"]
+    return Tiling(
+        pixels=given["tile_sample_min_size"],
+        frames=given["tile_sample_min_size_t"],
+        latent_pixels=given["tile_latent_min_size"],
+        latent_frames=given["tile_latent_min_size_t"],
+        overlap=given["tile_overlap_factor"],
+    )
+
+
+@pytest.fixture(scope="module")
+def vae() -> CausalVAE:
+    with torch.device("meta"):
+        model = CausalVAE.from_config(SET.config)
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in SET.weights.items()
+    }
+    model.load_state_dict(SET.weights, strict=True, assign=True)
+    assert not any(value.is_meta for value in [*model.parameters(), *model.buffers()])
+    return model.eval()
+
+
+def results(vae: CausalVAE, case: dict[str, Any]) -> dict[str, Tensor]:
+    inputs = SET.inputs(case)
+    vae.tiling = case_tiling(case)
+    if case["kind"] == "decode":
+        return {"video": vae.decode(inputs["latents"]).transpose(1, 2)}
+    assert case["kind"] == "encode", f"unknown kind of case: {case['kind']}"
+    return {
+        "moments": vae.encode_moments(inputs["x"]),
+        "z_mean": vae.encode(inputs["x"]),
+        "z_sample": vae.encode(inputs["x"], sample_posterior=True, noise=inputs["noise"]),
+    }
+
+
+def test_fixture_set_has_cases():
+    assert SET.cases
+
+
+@pytest.mark.parametrize("case", SET.cases, ids=lambda case: case["name"])
+@torch.no_grad()
+def test_fixture_case(vae: CausalVAE, case: dict[str, Any], record_property):
+    actual = results(vae, case)
+    expected = SET.expected(case)
+    assert expected
+    for name, target in expected.items():
+        assert actual[name].shape == target.shape, name
+        worst = (actual[name] - target).abs().max().item()
+        record_property(f"{name}_worst_error", worst)
+        print(f"{case['name']}.{name}: worst error {worst:.2e}")
+        assert worst <= ATOL, f"{case['name']}.{name}: worst error {worst:.2e}, allowed {ATOL:.0e}"
+
+
+@pytest.mark.parametrize("case", [c for c in SET.cases if c["kind"] == "decode"], ids=lambda case: case["name"])
+def test_fixture_latent_size(vae: CausalVAE, case: dict[str, Any]):
+    z = SET.inputs(case)["latents"]
+    _, frames, _, height, width = SET.expected(case)["video"].shape
+    assert z.shape[1] == vae.latent_channels
+    assert vae.latent_size(frames, height, width) == tuple(z.shape[2:])
+
+
+def test_fixture_a_draw_without_noise_follows_the_generator(vae: CausalVAE):
+    case = next(case for case in SET.cases if case["kind"] == "encode")
+    vae.tiling = case_tiling(case)
+    video = SET.inputs(case)["x"]
+    drawn = vae.encode(video, sample_posterior=True, generator=torch.Generator().manual_seed(3))
+    mean, logvar = vae.encode_moments(video).chunk(2, dim=1)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(drawn, (mean + (0.5 * logvar).exp() * noise) * LATENT_SCALE)
