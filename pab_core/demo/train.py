@@ -91,7 +91,7 @@ def main() -> None:
     vae_settings = train_vae.VaeSettings(args.vae_seconds)
     dit_settings = train_dit.DitSettings(args.dit_seconds, args.clips)
     if args.rehearse:
-        vae_settings = replace(vae_settings, clips=1, images=4, log_every=20)
+        vae_settings = replace(vae_settings, clips=1, images=4, check_clips=1, log_every=20)
         dit_settings = replace(dit_settings, batch=2)
 
     curves: dict[str, Any] = {}

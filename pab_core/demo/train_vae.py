@@ -28,8 +28,9 @@ from .optimisers import Average, cosine_rate, make_optimisers, step_all
 class VaeSettings:
     seconds: float  # wall time of the three stages together, compilation not counted
     shares: tuple[float, float, float] = (0.4, 0.15, 0.45)  # of the time
-    clips: int = 16  # a batch of the last stage; each gives two chunks of 17 frames
-    images: int = 136  # a batch of the first stage
+    clips: int = 4  # a batch of the last stage; each gives two chunks of 17 frames
+    images: int = 136  # a batch of the first stage; as many as the last has, so that the compiled blocks serve both
+    check_clips: int = 8
     crop: int = 96  # side in pixels of the windows trained on, most of them around the object
     whole_share: float = 0.1  # of the last stage, at its end: whole pictures instead of windows
     muon_rate: float = 4e-3
@@ -102,7 +103,7 @@ def train_vae(
     vae = new_vae().to(device)
     vae.spatial_vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
-    training = Training(vae, folder, next(check_source.clips(max(settings.clips // 2, 1))), settings)
+    training = Training(vae, folder, next(check_source.clips(settings.check_clips)), settings)
     if compiled:
         compile_residual_blocks(vae)
     source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
@@ -163,8 +164,12 @@ def latent_batches(
     pool: list[Tensor] = []
     clip_batches = source.clips(clips)
     while True:
-        with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"):
-            chunk = next(clip_batches)[0]
+        chunk = next(clip_batches)[0]
+        with (
+            torch.no_grad(),
+            torch.autocast(source.device.type, torch.bfloat16, enabled=source.device.type == "cuda"),
+            torch.compiler.set_stance("force_eager"),  # whole pictures are another size than what was compiled for
+        ):
             pool.append(frames_to_video(vae.spatial_vae.encode(video_to_frames(chunk))[0].float(), len(chunk)))
         if len(pool) > pool_size:
             pool.pop(0)

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ from pab_core.pipeline import Pipeline
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROMPT = "a red ball rolls left over a green floor"
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C does its work also where a shell started the tests in the background, and so told them to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def pab(*arguments: str | Path, **environment: str) -> Result:
