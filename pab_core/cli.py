@@ -153,6 +153,24 @@ def schedule(
 
 
 @bench.command()
+def flops(
+    model: Annotated[str, typer.Option("--model", "-m", help="open-sora, latte or open-sora-plan.")] = "open-sora",
+    policy: PolicyOption = "pab246",
+    text_tokens: Annotated[
+        str | None, typer.Option("--text-tokens", metavar="N", help="Tokens of the prompt; default: the paper's.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the FLOPs of one video at the paper's settings, full size. Needs no weights."""
+    with answered():
+        from .evaluate.flops import describe_flops, video_flops
+
+        tokens = _whole(text_tokens)
+        (report,) = video_flops(model, [policy], tokens)
+        typer.echo(json.dumps(report.to_json()) if as_json else describe_flops(report, tokens))
+
+
+@bench.command()
 def speed(
     model: ModelOption = "demo",
     policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="May be repeated; default: all.")] = None,

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 16  # of the video's latents
+IMAGE_CHANNELS = 12  # of a single frame's
 TEXT_WIDTH = 128
 VOCABULARY = 256  # room in the embedding; the tokenizer has somewhat fewer pieces
 MAX_TOKENS = 32  # the longest caption of the grammar has 30
@@ -13,7 +14,7 @@ TRANSFORMER: dict[str, Any] = {
     "hidden_size": 192,
     "depth": 5,
     "num_heads": 6,
-    "mlp_ratio": 3.25,
+    "mlp_ratio": 3.0,
     "patch_size": [1, 2, 2],
     "in_channels": LATENT_CHANNELS,
     "pred_sigma": False,
@@ -39,7 +40,7 @@ VAE: dict[str, Any] = {
             "up_block_types": ["UpDecoderBlock2D"] * 4,
             "in_channels": 3,
             "out_channels": 3,
-            "latent_channels": LATENT_CHANNELS,
+            "latent_channels": IMAGE_CHANNELS,
             "layers_per_block": 1,
             "norm_num_groups": 8,
             "sample_size": 128,
@@ -47,12 +48,12 @@ VAE: dict[str, Any] = {
     },
     "vae_temporal": {
         "type": "VAE_Temporal_SD",
-        "in_out_channels": LATENT_CHANNELS,
+        "in_out_channels": IMAGE_CHANNELS,
         "latent_embed_dim": LATENT_CHANNELS,
         "embed_dim": LATENT_CHANNELS,
-        "filters": 16,
+        "filters": 24,
         "num_res_blocks": 1,
-        "channel_multipliers": [1, 2, 2],
+        "channel_multipliers": [1, 1, 2],
         "temporal_downsample": [True, True],
         "num_groups": 8,
     },
@@ -62,7 +63,7 @@ TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": TEXT_WIDTH,
     "d_kv": 32,
-    "d_ff": 192,
+    "d_ff": 160,
     "num_layers": 2,
     "num_heads": 4,
     "feed_forward_proj": "gated-gelu",

@@ -27,7 +27,7 @@ from .optimisers import Average, cosine_rate, make_optimisers, step_all
 @dataclass(frozen=True)
 class VaeSettings:
     seconds: float  # wall time of the three stages together, compilation not counted
-    shares: tuple[float, float, float] = (0.4, 0.15, 0.45)  # of the time
+    shares: tuple[float, float, float] = (0.3, 0.3, 0.4)  # of the time
     clips: int = 4  # a batch of the last stage; each gives two chunks of 17 frames
     images: int = 136  # a batch of the first stage; as many as the last has, so that the compiled blocks serve both
     check_clips: int = 8

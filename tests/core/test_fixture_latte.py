@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixture_checks import assert_decisions, assert_near, assert_rows_near, case_name
 from fixture_sets import load_set
 from torch import Tensor
 
@@ -18,10 +19,6 @@ FORWARDS = [case for case in SET.cases if case["kind"] == "forward"]
 LOOPS = [case for case in SET.cases if case["kind"] == "loop"]
 FORWARD_ATOL = 1e-6
 LOOP_ATOL = 1e-3
-
-
-def case_name(case: dict[str, Any]) -> str:
-    return case["name"]
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +75,7 @@ def test_fixture_forward(model: LatteT2V, case: dict[str, Any], record_property)
     temporal = case.get("enable_temporal_attentions", True)
     out = model(**SET.inputs(case), enable_temporal_attentions=temporal)
     (target,) = SET.expected(case).values()
-    assert out.shape == target.shape
-    worst = (out - target).abs().max().item()
-    record_property("worst_error", worst)
-    print(f"{case['name']}: worst error {worst:.2e}")
-    assert worst <= FORWARD_ATOL
+    assert_near(case["name"], out, target, FORWARD_ATOL, record_property)
 
 
 @pytest.mark.parametrize("case", LOOPS, ids=case_name)
@@ -94,27 +87,12 @@ def test_fixture_loop(model: LatteT2V, case: dict[str, Any], record_property):
     last, states = case_loop(model, case, table)
     assert [state.timestep for state in states] == list(table.timesteps)
     rows = [state.latents for state in states if (state.step + 1) % case["save_every"] == 0]
-    if len(rows) < len(expected["latents"]):
-        rows.append(last)
-    assert len(rows) == len(expected["latents"])
-    assert torch.equal(rows[-1], last)
-    worst = max((row - target).abs().max().item() for row, target in zip(rows, expected["latents"], strict=True))
-    record_property("worst_error", worst)
-    print(f"{case['name']}: worst error {worst:.2e}")
-    assert worst <= LOOP_ATOL
+    assert_rows_near(case["name"], rows, last, expected["latents"], LOOP_ATOL, record_property)
 
 
 @pytest.mark.parametrize("case", [c for c in LOOPS if c["name"] in (SET.trace or {})], ids=case_name)
 def test_fixture_decisions(model: LatteT2V, case: dict[str, Any]):
-    table = case_table(model, case)
-    calls = (SET.trace or {})[case["name"]]
-    assert len(calls) == table.steps
-    for step, call in enumerate(calls):
-        found = {kind: table.reused_row(kind)[step] for kind in ("spatial", "temporal", "cross")}
-        assert found == {kind: float(call[kind]) for kind in found}, f"step {step}"
-        for stream in ("spatial", "temporal"):
-            assert table.reused_blocks(step, "mlp", stream) == call[f"mlp_{stream}"], f"step {step}"
-        assert int(table.timesteps[step]) == call["t"]
+    assert_decisions(case_table(model, case), (SET.trace or {})[case["name"]])
 
 
 def test_fixture_every_broadcast_loop_has_recorded_decisions():

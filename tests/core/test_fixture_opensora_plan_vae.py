@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixture_checks import assert_near, case_name
 from fixture_sets import load_set
 from torch import Tensor
 
@@ -59,21 +60,17 @@ def test_fixture_set_has_cases():
     assert SET.cases
 
 
-@pytest.mark.parametrize("case", SET.cases, ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", SET.cases, ids=case_name)
 @torch.no_grad()
 def test_fixture_case(vae: CausalVAE, case: dict[str, Any], record_property):
     actual = results(vae, case)
     expected = SET.expected(case)
     assert expected
     for name, target in expected.items():
-        assert actual[name].shape == target.shape, name
-        worst = (actual[name] - target).abs().max().item()
-        record_property(f"{name}_worst_error", worst)
-        print(f"{case['name']}.{name}: worst error {worst:.2e}")
-        assert worst <= ATOL, f"{case['name']}.{name}: worst error {worst:.2e}, allowed {ATOL:.0e}"
+        assert_near(f"{case['name']}.{name}", actual[name], target, ATOL, record_property)
 
 
-@pytest.mark.parametrize("case", [c for c in SET.cases if c["kind"] == "decode"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [c for c in SET.cases if c["kind"] == "decode"], ids=case_name)
 def test_fixture_latent_size(vae: CausalVAE, case: dict[str, Any]):
     z = SET.inputs(case)["latents"]
     _, frames, _, height, width = SET.expected(case)["video"].shape
