@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vae-seconds", type=float, default=480)
-    parser.add_argument("--dit-seconds", type=float, default=500)
+    parser.add_argument("--dit-seconds", type=float, default=600)
     parser.add_argument("--clips", type=int, default=24576, help="size of the bank of latents")
     parser.add_argument("--vae-weights", type=Path, help="skip the autoencoder's training, use these safetensors")
     parser.add_argument("--warm-up", action="store_true", help="only compile the transformer's training step")
