@@ -28,6 +28,7 @@ from .optimisers import Average, cosine_rate, make_optimisers, step_all
 class VaeSettings:
     seconds: float  # wall time of the three stages together, compilation not counted
     shares: tuple[float, float, float] = (0.3, 0.3, 0.4)  # of the time
+    rates: tuple[float, float, float] = (1.0, 1.0, 0.2)  # of the full learning rates
     clips: int = 4  # a batch of the last stage; each gives two chunks of 17 frames
     images: int = 136  # a batch of the first stage; as many as the last has, so that the compiled blocks serve both
     check_clips: int = 8
@@ -55,6 +56,7 @@ class Training:
         self,
         stage: str,
         seconds: float,
+        rate: float,
         batches: Iterator[tuple[Tensor, Tensor]],
         loss_of: Callable[[Tensor, Tensor, float], Tensor],
         takes_part: Callable[[str], bool],
@@ -63,7 +65,7 @@ class Training:
         for name, p in self.vae.named_parameters():
             p.requires_grad_(takes_part(name))
         settings = self.settings
-        optimisers = make_optimisers(self.vae, settings.muon_rate, settings.adamw_rate)
+        optimisers = make_optimisers(self.vae, rate * settings.muon_rate, rate * settings.adamw_rate)
         self.average = average = Average(self.vae, 0.998)
         device = self.check[0].device
         step, done = 0, 0.0
@@ -107,19 +109,14 @@ def train_vae(
     if compiled:
         compile_residual_blocks(vae)
     source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
-    frames, in_time, whole = (share * settings.seconds for share in settings.shares)
-
-    training.run(
-        "frames", frames, source.frames(settings.images), frame_loss(vae, settings), lambda name: "spatial_vae" in name
+    latents = latent_batches(vae, source, settings.clips)
+    stages = (
+        ("frames", source.frames(settings.images), frame_loss(vae, settings), lambda name: "spatial_vae" in name),
+        ("time", latents, latent_loss(vae, settings), lambda name: "temporal_vae" in name),
+        ("whole", source.clips(settings.clips), clip_loss(vae, settings), lambda name: True),
     )
-    training.run(
-        "time",
-        in_time,
-        latent_batches(vae, source, settings.clips),
-        latent_loss(vae, settings),
-        lambda name: "temporal_vae" in name,
-    )
-    training.run("whole", whole, source.clips(settings.clips), clip_loss(vae, settings), lambda name: True)
+    for (stage, batches, loss_of, takes_part), share, rate in zip(stages, settings.shares, settings.rates, strict=True):
+        training.run(stage, share * settings.seconds, rate, batches, loss_of, takes_part)
     torch.compiler.set_stance("default")
     return vae.eval().requires_grad_(False), training.curve
 
