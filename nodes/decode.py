@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from pab_core import PabError
+
 from . import host
 from .host import io
 from .types import LoadedModel, ModelType, from_latent
-
-BYTES_A_PIXEL = 4 * 2000  # of activations and element size 1: the VAE takes four frames at once
 
 
 class DecodeVideo(io.ComfyNode):
@@ -31,9 +31,14 @@ class DecodeVideo(io.ComfyNode):
     def execute(cls, model: LoadedModel, latent: dict[str, Any]):
         pipeline = model.pipeline
         samples, num_frames = from_latent(latent, pipeline)
-        weight = next(pipeline.vae.parameters())
-        pixels = samples.shape[-2] * samples.shape[-1] * pipeline.spec.space_factor**2
-        host.bring(model.vae, pixels * BYTES_A_PIXEL * weight.element_size())
+        if pipeline.vae is None:
+            raise PabError(f"{pipeline.spec.title} was loaded without a VAE: load the folder that holds it too.")
+        from pab_core.autoencoders import decode_bytes  # brings diffusers, which takes a second to import
+
+        vae = pipeline.vae
+        height, width = (side * vae.spatial_factor for side in samples.shape[-2:])
+        dtype = next(vae.parameters()).dtype
+        host.bring(model.vae, decode_bytes(vae, num_frames, height, width, dtype, vae.authors_tiling))
         frames = pipeline.decode(samples, num_frames, progress=host.progress(pipeline))
         batch = host.images(frames)
         return io.NodeOutput(batch, host.video(batch, pipeline.spec.fps))

@@ -68,6 +68,12 @@ def result_device() -> torch.device:
     return memory.intermediate_device()
 
 
+def t5_tokenizer() -> Path | None:
+    """The host's own tokenizer of T5, for encoders that come without one."""
+    folder = Path(comfy.utils.__file__).parent / "text_encoders" / "t5_tokenizer"
+    return folder if folder.is_dir() else None
+
+
 def managed(module: nn.Module) -> Any:
     """A handle by which the host moves a module between devices. To be kept with the module: the host does not."""
     return ModelPatcher(module, load_device=compute_device(), offload_device=keep_device())

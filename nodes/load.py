@@ -41,6 +41,7 @@ class LoadVideoModel(io.ComfyNode):
         if source is None:
             raise PabError(f"The checkpoint folder '{model}' is no longer in models/pab: choose another model.")
         # Weights wait on the host's keep device; the precision is that of the device which will compute with them.
-        spec, _ = find_model(source)
-        dtype = default_dtype(spec, host.compute_device())
-        return io.NodeOutput(LoadedModel(Pipeline.load(source, device=host.keep_device(), dtype=dtype)))
+        found = find_model(source, spare_tokenizer=host.t5_tokenizer())
+        dtype = default_dtype(found.spec, host.compute_device())
+        pipeline = Pipeline.from_checkpoint(found, device=host.keep_device(), dtype=dtype)
+        return io.NodeOutput(LoadedModel(pipeline))

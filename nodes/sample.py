@@ -26,8 +26,8 @@ class SampleVideo(io.ComfyNode):
             display_name="Video Sampler (PAB)",
             category=host.CATEGORY,
             description=(
-                "Denoises a video from a prompt with rectified flow and classifier-free guidance, reusing attention as "
-                "the Pyramid Attention Broadcast policy says. Shows a preview on every step."
+                "Denoises a video from a prompt with the sampler of its model and classifier-free guidance, reusing "
+                "attention as the Pyramid Attention Broadcast policy says. Shows a preview on every step."
             ),
             inputs=[
                 ModelType.Input("model", tooltip="From Load Video DiT (PAB)."),
@@ -84,8 +84,12 @@ class SampleVideo(io.ComfyNode):
             noise,
             text,
             table,
-            **size,
+            num_frames=num_frames,
+            height=height,
+            width=width,
+            steps=steps or None,
             guidance=check_guidance(guidance) or None,
+            seed=seed,
             progress=host.progress(pipeline),
         )
         return io.NodeOutput(to_latent(latents, num_frames))
@@ -95,7 +99,8 @@ def working_bytes(pipeline: Pipeline, table: ScheduleTable, latents: Tensor) -> 
     """A guess at the memory of a run beside the weights: the updates kept for reuse, and one block's activations."""
     config = pipeline.transformer.config
     weight = next(pipeline.transformer.parameters())
-    tokens = math.prod(math.ceil(n / p) for n, p in zip(latents.shape[2:], config.patch_size, strict=True))
+    patch = config.patch_size if isinstance(config.patch_size, tuple) else (1, config.patch_size, config.patch_size)
+    tokens = math.prod(math.ceil(n / p) for n, p in zip(latents.shape[2:], patch, strict=True))
     update = 2 * tokens * config.hidden_size * weight.element_size()  # cond and uncond
     kept = len({branch for branch, _ in table.last_use})
     return update * (kept + 16)

@@ -25,15 +25,24 @@ class EncodeText(io.ComfyNode):
                     tooltip="What the video shows: things, their colours, how they and the camera move. Too long a "
                     "prompt is cut, and the node says where.",
                 ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="What not to show. Read by Latte and Open-Sora-Plan; Open-Sora and the demo model were "
+                    "trained with a learned empty text in its place.",
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For Video Sampler (PAB).")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, model: LoadedModel, prompt: str):
-        host.bring(model.text_encoder)
-        text = model.pipeline.encode_prompt(prompt)
+    def execute(cls, model: LoadedModel, prompt: str, negative: str = ""):
+        if model.pipeline.text_encoder is not None and not model.pipeline.has_encoded(prompt, negative):
+            host.bring(model.text_encoder)
+        text = model.pipeline.encode_prompt(prompt, negative.strip() or None)
         if text.warning:
             logging.warning(text.warning)
             host.say(text.warning, cls.hidden.unique_id)

@@ -1,20 +1,21 @@
 """What travels between the nodes beside the host's own types, and the ways into and out of those."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pab_core import PabError, Pipeline, Policy
 from pab_core.broadcast import Window, customise, preset
 from pab_core.models.registry import ModelSpec
-from pab_core.text import TextEmbedding
+from pab_core.text import TextEmbedding, embedding_from_conditioning
 
 from . import host
 
 ModelType = host.io.Custom("PAB_MODEL")
 PolicyType = host.io.Custom("PAB_POLICY")
+NEGATIVE = "pab_negative"  # entry of a CONDITIONING that Text Encode (PAB) makes for models guided by a negative prompt
 
 
 class LoadedModel:
@@ -23,8 +24,13 @@ class LoadedModel:
     def __init__(self, pipeline: Pipeline):
         self.pipeline = pipeline
         self.transformer = host.managed(pipeline.transformer)
-        self.text_encoder = host.managed(pipeline.text_encoder)
-        self.vae = host.managed(pipeline.vae)
+        self.vae = None if pipeline.vae is None else host.managed(pipeline.vae)
+
+    @cached_property
+    def text_encoder(self) -> Any:
+        """Its weights are read on the first use: who changes a slider never needs them."""
+        assert self.pipeline.text_encoder is not None
+        return host.managed(self.pipeline.text_encoder.encoder)
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,11 @@ class BroadcastSettings:
 
 
 def to_conditioning(text: TextEmbedding) -> list[list[Any]]:
-    device = host.result_device()
-    return [[text.tokens.to(device), {"attention_mask": text.mask.to(device)}]]
+    text = text.to(host.result_device())
+    about: dict[str, Any] = {"attention_mask": text.mask}
+    if text.negative is not None:
+        about[NEGATIVE] = text.negative
+    return [[text.tokens, about]]
 
 
 def from_conditioning(conditioning: list[list[Any]], pipeline: Pipeline) -> TextEmbedding:
@@ -68,22 +77,14 @@ def from_conditioning(conditioning: list[list[Any]], pipeline: Pipeline) -> Text
             f"The conditioning holds {len(conditioning)} prompts side by side, and the Video Sampler takes one: write "
             "them into one Text Encode (PAB)."
         )
-    tokens, extra = conditioning[0]
-    config = pipeline.transformer.config
-    if tokens.shape[0] != 1 or tokens.shape[-1] != config.caption_channels:
-        raise PabError(
-            f"The conditioning was made by another text encoder ({tokens.shape[-1]} channels, {pipeline.spec.title} "
-            f"reads {config.caption_channels}): connect Text Encode (PAB) with the same model."
-        )
-    mask = extra.get("attention_mask")
-    mask = torch.ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask.bool().cpu()
-    if mask.shape != tokens.shape[:2] or not 0 < int(mask.sum()) <= config.model_max_length:
-        raise PabError(
-            f"The conditioning has {tokens.shape[1]} tokens, and {pipeline.spec.title} reads 1 to "
-            f"{config.model_max_length}: use it as it comes from Text Encode (PAB)."
-        )
-    kept = mask[0].nonzero()[:, 0].to(tokens.device)
-    return TextEmbedding(tokens[:, kept], torch.ones(1, len(kept), dtype=torch.bool, device=tokens.device))
+    tokens, about = conditioning[0]
+    spec = pipeline.spec
+    width = pipeline.transformer.config.caption_channels
+    text = embedding_from_conditioning(tokens, about.get("attention_mask"), width, spec.max_tokens)
+    negative = about.get(NEGATIVE)
+    if negative is not None:
+        return text.with_negative(TextEmbedding(negative, text.mask[:, :0]))
+    return text
 
 
 def to_latent(samples: Tensor, num_frames: int) -> dict[str, Any]:

@@ -1,27 +1,28 @@
-"""What a model's name or folder stands for, and the parts of its checkpoint that all models have alike."""
+"""What a model's name, folder or file stands for, and the parts of its checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import os
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import PabError
-from .loading import load_weights, read_config
-from .models.registry import MODELS, ModelSpec, model_spec
+from .loading import load_weights, read_config, read_shapes, weight_files
+from .models.detect import check_family, detect
+from .models.registry import ARCHITECTURES, MODELS, ModelSpec, TransformerConfig, model_spec
 from .models.stdit3 import STDiT3Config
 from .noise_sampling import NoiseSampler
 from .sampling import RectifiedFlow
-from .text import TextEncoder
 
-if TYPE_CHECKING:  # diffusers takes a second to import, and not everything that asks for a model decodes
-    from .autoencoders.open_sora import OpenSoraVAE
+if TYPE_CHECKING:  # these bring diffusers and transformers, which take seconds to import
+    from .autoencoders import VideoVAE
+    from .embedding_cache import CachedTextEncoder, EmbeddingCache
 
-DEMO_FOLDER = Path(__file__).parent / "demo" / "weights"
-_VOCABULARIES = ("spiece.model", "tokenizer.json")
+DEMOS = {"demo": Path(__file__).parent / "demo" / "weights"}  # name -> folder
 Sampler = RectifiedFlow | NoiseSampler
 # How the authors of each family sample, for models of which no scheduler_config.json is at hand.
 SAMPLERS: dict[str, Sampler] = {
@@ -32,41 +33,153 @@ SAMPLERS: dict[str, Sampler] = {
     ),
     "open-sora-plan": NoiseSampler("PNDMScheduler"),
 }
+# The released model of each family that a folder of unknown name is taken for.
+RELEASED = {"stdit3": "open-sora", "latte": "latte", "open-sora-plan": "open-sora-plan"}
 
 
-def find_model(model: str | Path) -> tuple[ModelSpec, Path]:
-    """A model's name or folder -> what is known of it, and where its files lie.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where the parts of a model lie: folders with config.json and safetensors, or single safetensors files.
+
+    A part that is None is not at hand; what needs it says so.
+    """
+
+    spec: ModelSpec
+    config: TransformerConfig
+    transformer: Path
+    vae: Path | None
+    text_encoder: Path | None
+    tokenizer: Path | None
+    spare_tokenizer: Path | None  # for a text encoder that comes without one
+    sampler: Sampler
+
+    def check_complete(self) -> None:
+        """PabError if a part is missing that a video cannot be made without."""
+        for part, option in (("vae", "--vae"), ("text_encoder", "--text-encoder")):
+            if getattr(self, part) is None:
+                raise PabError(
+                    f"{self.spec.title} in {self.transformer} comes without a {part}; it is incomplete. Fetch that "
+                    f"part beside it, or give its folder or file with {option}."
+                )
+
+
+def models_folder() -> Path:
+    """Where downloaded models are kept: $PAB_MODELS, else a folder of the user's cache."""
+    return Path(os.environ.get("PAB_MODELS") or Path.home() / ".cache" / "pab" / "models")
+
+
+def find_model(
+    model: str | Path,
+    *,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    spare_tokenizer: Path | None = None,
+) -> Checkpoint:
+    """A model's name, folder or file -> what is known of it, and where its parts lie.
+
+    Args:
+        model: a name of `MODELS`; a folder that holds transformer/, vae/, text_encoder/, tokenizer/ and scheduler/, of
+            which only the transformer must be there; a folder or a safetensors file of a transformer alone.
+        vae, text_encoder, tokenizer: folders or safetensors files to take instead of the model's own.
+        spare_tokenizer: T5's, for a text encoder in a single file that lies beside none.
 
     Raises:
-        PabError: unknown name, or a model whose files are not here.
+        PabError: unknown name, or a model whose files are not here or are of no family known here.
     """
-    folder = Path(model)
-    if str(model) == "demo":
-        if not (DEMO_FOLDER / "transformer").is_dir():
+    name = str(model)
+    path = Path(model)
+    base = None
+    if name in DEMOS:
+        base, path = model_spec(name), DEMOS[name]
+        if not (path / "transformer").is_dir():
             raise PabError(
                 "This copy carries no trained weights of the demo model. Make them with `python -m pab_core.demo.train "
-                f"--output {DEMO_FOLDER}` on a GPU, or give the folder of a checkpoint instead of 'demo'."
+                f"--output {path}` on a GPU, or give the folder of a checkpoint instead of '{name}'."
             )
-        return model_spec("demo"), DEMO_FOLDER
-    if folder.is_dir():
-        depth = STDiT3Config.from_dict(read_config(folder / "transformer")).depth
-        given = read_config(folder, "pab.json") if (folder / "pab.json").is_file() else {}
-        base = model_spec(given.pop("base", "open-sora"))
-        unknown = given.keys() - set(base.__dataclass_fields__)
-        if unknown:
-            raise PabError(f"{folder / 'pab.json'} has entries that are not known: {', '.join(sorted(unknown))}.")
-        return replace(base, **{"name": folder.name, "title": folder.name, "depth": depth, **given}), folder
-    spec = model_spec(str(model))
-    raise PabError(f"{spec.title} is not downloaded. Give the folder of its checkpoint instead of '{model}'.")
+    elif not path.exists():
+        base = model_spec(name)
+        path = models_folder() / name
+        if not path.is_dir():
+            raise PabError(
+                f"{base.title} is not downloaded. Fetch it with `pab download {name}`, or give the folder of its "
+                f"checkpoint instead of '{name}'."
+            )
+    transformer = _transformer(path)
+    found = detect(read_shapes(weight_files(transformer)))
+    given_config = found.config
+    if transformer.is_dir():
+        given_config = read_config(transformer)
+        check_family(given_config, found.family, str(transformer / "config.json"))
+    config = ARCHITECTURES[found.family].read_config(given_config)
+    spec = replace(base, depth=config.depth) if base else _own_spec(path, found.family, config)
+    if spec.family != found.family:
+        raise PabError(f"{transformer} holds a transformer of the family '{found.family}', not that of {spec.title}.")
+    folder = path if transformer != path else None
+    return Checkpoint(
+        spec,
+        config,
+        transformer,
+        # Latte comes with two, of which its authors use the one that looks at neighbouring frames.
+        _part(folder, vae, "vae_temporal_decoder", "vae"),
+        _part(folder, text_encoder, "text_encoder"),
+        _part(folder, tokenizer, "tokenizer"),
+        spare_tokenizer,
+        read_sampler(spec.family, folder),
+    )
+
+
+def _transformer(path: Path) -> Path:
+    """The transformer's folder or file in what the user gave."""
+    if path.is_file():
+        return path
+    for name in ("transformer", "65x512x512", "221x512x512"):  # the latter as Open-Sora-Plan's repository has them
+        if (path / name).is_dir():
+            return path / name
+    if any(path.glob("*.safetensors")):
+        return path
+    # The message is that of a pipeline's folder, whatever else it may be.
+    return path / "transformer"
+
+
+def _part(folder: Path | None, given: str | Path | None, *names: str) -> Path | None:
+    """What the user gave, else the first of these that the folder has."""
+    if given is not None:
+        if not Path(given).exists():
+            raise PabError(f"There is no file or folder {given}, which is to be the model's {names[-1]}.")
+        return Path(given)
+    return next((folder / name for name in names if folder is not None and (folder / name).is_dir()), None)
+
+
+def _own_spec(path: Path, family: str, config: TransformerConfig) -> ModelSpec:
+    """What is known of a user's checkpoint: as the released model of its family, changed as its pab.json says."""
+    about = read_config(path, "pab.json") if (path / "pab.json").is_file() else {}
+    released = RELEASED[family]
+    if family == "open-sora-plan" and getattr(config, "video_length", 0) > MODELS[released].latent_frames(65):
+        released = "open-sora-plan-221"
+    base = model_spec(about.pop("base", released))
+    if base.family != family:
+        raise PabError(
+            f"{path / 'pab.json'} says that the model is like {base.title}, but its transformer is of the family "
+            f"'{family}'; correct its entry 'base'."
+        )
+    unknown = about.keys() - set(base.__dataclass_fields__)
+    if unknown:
+        raise PabError(f"{path / 'pab.json'} has entries that are not known: {', '.join(sorted(unknown))}.")
+    own: dict[str, Any] = {"name": path.stem, "title": path.stem, "depth": config.depth}
+    if isinstance(config, STDiT3Config):
+        own["max_tokens"] = config.model_max_length
+    return replace(base, **(own | about))
 
 
 def known_model(model: str | Path) -> tuple[ModelSpec, Sampler]:
     """What the schedule of a model's runs depends on, by name or from a checkpoint's folder; no weights are needed."""
-    if str(model) in MODELS and not (str(model) == "demo" and (DEMO_FOLDER / "scheduler").is_dir()):
-        spec = model_spec(str(model))
+    name = str(model)
+    if name in MODELS and not (name in DEMOS and (DEMOS[name] / "scheduler").is_dir()):
+        spec = model_spec(name)
         return spec, SAMPLERS[spec.family]
-    spec, folder = find_model(model)
-    return spec, read_flow(folder)
+    found = find_model(model)
+    return found.spec, found.sampler
 
 
 def default_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
@@ -74,46 +187,63 @@ def default_dtype(spec: ModelSpec, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" or spec.full_precision else torch.bfloat16
 
 
-def read_flow(folder: Path) -> RectifiedFlow:
-    """The sampler of a checkpoint's folder."""
-    scheduler = read_config(folder / "scheduler", "scheduler_config.json")
-    return RectifiedFlow(**{f.name: scheduler[f.name] for f in fields(RectifiedFlow) if f.name in scheduler})
+def read_sampler(family: str, folder: Path | None) -> Sampler:
+    """The sampler of a pipeline's folder, or the authors' where it has none."""
+    usual = SAMPLERS[family]
+    if folder is None or not (folder / "scheduler").is_dir():
+        return usual
+    config = read_config(folder / "scheduler", "scheduler_config.json")
+    if isinstance(usual, RectifiedFlow):
+        return RectifiedFlow(**{f.name: config[f.name] for f in fields(RectifiedFlow) if f.name in config})
+    # The authors' settings go before the file's where both say something: the released Latte-1 was run with them.
+    return NoiseSampler.from_config(config | dict(usual.settings))
 
 
-def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[OpenSoraVAE, Tensor | None]:
-    """The video VAE of vae/, and the matrix [C + 1, 3] from latents to preview colours if its config has one."""
-    from .autoencoders.open_sora import OpenSoraVAE
-
-    config = read_config(folder)
+def load_transformer(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, storage: Literal["fp8"] | None = None
+) -> nn.Module:
+    """`storage`: see loading.load_weights."""
     with torch.device("meta"):
-        vae = OpenSoraVAE.from_config(config)
-    load_weights(vae, folder, dtype, device)
+        transformer = ARCHITECTURES[checkpoint.spec.family].build(checkpoint.config)
+    load_weights(transformer, checkpoint.transformer, dtype, device, storage=storage)
+    return transformer.eval()
+
+
+def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> tuple[VideoVAE | None, Tensor | None]:
+    """The video VAE, and the matrix [C + 1, 3] from latents to preview colours if its config has one."""
+    if checkpoint.vae is None:
+        return None, None
+    from .autoencoders import LatteVAE, build_vae
+
+    config = read_config(checkpoint.vae) if checkpoint.vae.is_dir() else {}
+    with torch.device("meta"):
+        vae = build_vae(checkpoint.spec.family, config)
+    former = vae.former_names() if isinstance(vae, LatteVAE) else None
+    load_weights(vae, checkpoint.vae, dtype, device, tied=former, allow_pickle_tensors=True)
+    check_fit("vae", vae.latent_channels, "in_channels", checkpoint.config.in_channels)
     matrix = config.get("preview_matrix")
-    return vae, None if matrix is None else torch.tensor(matrix)
+    return vae.eval(), None if matrix is None else torch.tensor(matrix)
 
 
-def load_text_encoder(folder: Path, transformer: STDiT3Config, dtype: torch.dtype, device: torch.device) -> TextEncoder:
-    """T5 and its tokenizer from text_encoder/ and tokenizer/; PabError where they do not fit the transformer."""
-    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+def load_text_encoder(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, cache: EmbeddingCache | None = None
+) -> CachedTextEncoder | None:
+    """T5 and its tokenizer, checked now; the weights are read when a prompt comes that `cache` has not."""
+    if checkpoint.text_encoder is None:
+        return None
+    from .text_encoder_loading import cached_text_encoder
 
-    config = T5Config.from_dict(read_config(folder / "text_encoder"))
-    check_fit("text_encoder", config.d_model, "caption_channels", transformer.caption_channels)
-    with torch.device("meta"):
-        model = T5EncoderModel(config)
-    embedding = {"encoder.embed_tokens.weight": "shared.weight"}
-    load_weights(model, folder / "text_encoder", dtype, device, tied=embedding)
-    read_config(folder / "tokenizer", "tokenizer_config.json")
-    # Without its vocabulary, transformers would quietly make a tokenizer that knows no word.
-    if not any((folder / "tokenizer" / name).is_file() for name in _VOCABULARIES):
-        raise PabError(f"{folder / 'tokenizer'} has no {' or '.join(_VOCABULARIES)}; it is incomplete, fetch it again.")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PabError(
-            f"The tokenizer in {folder / 'tokenizer'} is damaged or of an unknown kind ({reason}); fetch it again."
-        ) from error
-    return TextEncoder(model, tokenizer, transformer.model_max_length)
+    return cached_text_encoder(
+        checkpoint.text_encoder,
+        checkpoint.tokenizer,
+        checkpoint.config.caption_channels,
+        checkpoint.spec.max_tokens,
+        dtype,
+        device,
+        checkpoint.spec.cleaning,
+        checkpoint.spare_tokenizer,
+        cache=cache,
+    )
 
 
 def check_fit(part: str, width: int, entry: str, expected: int) -> None:

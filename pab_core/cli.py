@@ -1,4 +1,4 @@
-"""The command line: `pab generate`, `pab schedule`, `pab bench`.
+"""The command line: `pab generate`, `pab schedule`, `pab download`, `pab bench`.
 
 Torch and all that stands on it is imported inside the commands, so that help and mistakes are answered at once.
 """
@@ -8,49 +8,53 @@ import secrets
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from .errors import PabError
-from .terminal import answered, prints, progress, shares, summary
+from .cli_bench import bench
+from .cli_options import (
+    STYLE,
+    AspectOption,
+    CrossOption,
+    DeviceOption,
+    FramesOption,
+    JsonOption,
+    KnownModelOption,
+    MlpOption,
+    ModelOption,
+    PolicyOption,
+    ResolutionOption,
+    SamplerOption,
+    SeedOption,
+    SizeOption,
+    SpatialOption,
+    StepsOption,
+    TemporalOption,
+    TextEncoderOption,
+    VaeOption,
+    WindowOption,
+    frames_of,
+    policy_of,
+    real,
+    sampler_of,
+    scores_of,
+    size_of,
+    whole,
+)
+from .terminal import answered, prints, progress, summary
 
-if TYPE_CHECKING:
-    from .broadcast import Policy
-    from .models.registry import ModelSpec
-
-# Boxes and colours are for people at a terminal; pipes and logs get plain lines.
-_STYLE: Any = "rich" if sys.stderr.isatty() and sys.stdout.isatty() else None
 app = typer.Typer(
     name="pab",
     help="Text to video with Pyramid Attention Broadcast.",
     no_args_is_help=True,
-    rich_markup_mode=_STYLE,
+    rich_markup_mode=STYLE,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=_STYLE)
 app.add_typer(bench, name="bench")
-
-# Numbers arrive as text: the core says itself, in its own words, what it does not take.
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, or the folder of a checkpoint.")]
-KnownModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, open-sora, latte, or a folder.")]
-PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="off, pab246, pab357, pab579, or any pabXYZ.")]
-SpatialOption = Annotated[str | None, typer.Option("--spatial", metavar="N", help="Range of spatial attention.")]
-TemporalOption = Annotated[str | None, typer.Option("--temporal", metavar="N", help="Range of temporal attention.")]
-CrossOption = Annotated[str | None, typer.Option("--cross", metavar="N", help="Range of cross-attention.")]
-MlpOption = Annotated[bool | None, typer.Option("--mlp/--no-mlp", help="MLP broadcast on or off.")]
-WindowOption = Annotated[
-    str | None,
-    typer.Option("--window", metavar="A:B", help="Part of the run in which attention is reused, such as 0.3:0.85."),
-]
-StepsOption = Annotated[str | None, typer.Option("--steps", metavar="N", help="Denoising steps.")]
-FramesOption = Annotated[str | None, typer.Option("--frames", metavar="N", help="Length of the clip.")]
-SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, such as 192x128.")]
-SeedOption = Annotated[str | None, typer.Option("--seed", metavar="N", help="Default: a random one, which is told.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @app.callback()
@@ -72,8 +76,32 @@ def generate(
     window: WindowOption = None,
     steps: StepsOption = None,
     guidance: Annotated[str | None, typer.Option(metavar="X", help="Scale of classifier-free guidance.")] = None,
+    negative: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What not to show; for Latte and Open-Sora-Plan.")
+    ] = None,
+    sampler: SamplerOption = None,
     frames: FramesOption = None,
     size: SizeOption = None,
+    resolution: ResolutionOption = None,
+    aspect: AspectOption = "16:9",
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="Picture to begin with (Open-Sora).")] = None,
+    last_image: Annotated[str | None, typer.Option(metavar="FILE", help="Picture to end with.")] = None,
+    video: Annotated[str | None, typer.Option(metavar="FILE", help="Video to go on from, or to edit.")] = None,
+    edit: Annotated[
+        str | None, typer.Option(metavar="X", help="Edit the video: how much of it may change, 0 to 1.")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="The end meets the beginning.")] = False,
+    strategy: Annotated[str, typer.Option(metavar="TEXT", help="Open-Sora's mask strategy, with --reference.")] = "",
+    reference: Annotated[list[str] | None, typer.Option(metavar="FILE", help="May be repeated.")] = None,
+    total_frames: Annotated[
+        str | None, typer.Option(metavar="N", help="Length of a video made of several clips in a chain.")
+    ] = None,
+    aesthetic: Annotated[str | None, typer.Option(metavar="X", help="Aesthetic score (Open-Sora): 4 to 7.")] = None,
+    motion: Annotated[str | None, typer.Option(metavar="X", help="Motion score (Open-Sora), such as 4.")] = None,
+    camera: Annotated[str | None, typer.Option(metavar="MOVE", help="Camera motion (Open-Sora): pan left, ...")] = None,
+    vae: VaeOption = None,
+    text_encoder: TextEncoderOption = None,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Keep the transformer's weights in eight bits.")] = False,
     device: DeviceOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output file.")] = False,
 ) -> None:
@@ -83,28 +111,40 @@ def generate(
         # All that can be known to be wrong is said before a model is loaded.
         from .checkpoints import find_model
         from .pipeline import Pipeline, check_device, check_guidance, check_seed, schedule_for
-        from .text import clean_prompt
+        from .prompt_cleaning import clean_prompt
+        from .tasks import Given
         from .video_io import check_output
 
         clean_prompt(prompt)
-        spec, _ = find_model(model)
-        chosen = _policy(spec, policy, spatial, temporal, cross, mlp, window)
-        number = secrets.randbelow(2**32) if seed is None else check_seed(_whole(seed))
-        scale = None if guidance is None else check_guidance(_real(guidance))
-        clip = {"steps": _whole(steps), "num_frames": _whole(frames), **_size(size)}
-        schedule_for(spec, chosen, **clip)
+        found = find_model(model, vae=vae, text_encoder=text_encoder)
+        found.check_complete()
+        chosen = policy_of(found.spec, policy, spatial, temporal, cross, mlp, window)
+        number = secrets.randbelow(2**32) if seed is None else check_seed(whole(seed))
+        scale = None if guidance is None else check_guidance(real(guidance))
+        clip = {"steps": whole(steps), "num_frames": frames_of(frames), **size_of(size, resolution, aspect)}
+        walk = sampler_of(found.spec, found.sampler, sampler)
+        schedule_for(found.spec, chosen, walk, **clip)
+        given = Given(
+            image, last_image, video, None if edit is None else real(edit), loop, strategy, tuple(reference or ())
+        )
+        scores = scores_of(aesthetic, motion, camera)
         check_device(device)
         target = check_output(output, force)
 
         with progress() as show:
             show("load", 0, 0)
-            pipe = Pipeline.load(model, device=device)
+            pipe = Pipeline.from_checkpoint(found, device=device, storage="fp8" if fp8 else None)
+            pipe = replace(pipe, sampler=walk)
             seconds = {"load": time.perf_counter() - started}
             made = pipe.generate(
                 prompt,
-                policy=_policy(pipe.spec, policy, spatial, temporal, cross, mlp, window),
+                negative=negative,
+                policy=chosen,
                 seed=number,
                 guidance=scale,
+                given=given,
+                total_frames=frames_of(total_frames),
+                scores=scores,
                 progress=lambda event: show(event.stage, event.done, event.total),
                 **clip,
             )
@@ -115,6 +155,31 @@ def generate(
         for warning in made.warnings:
             typer.echo(f"Warning: {warning}", err=True)
         typer.echo(summary(made, seconds, time.perf_counter() - started))
+        typer.echo(f"saved    {path}")
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="open-sora, latte, open-sora-plan or open-sora-plan-221.")],
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; default: where --model finds it by its name.")
+    ] = None,
+    no_text_encoder: Annotated[
+        bool, typer.Option("--no-text-encoder", help="Leave out T5 (9 GB or more), for those who have it.")
+    ] = False,
+) -> None:
+    """Fetch a released model; what was interrupted goes on from there."""
+    with answered():
+        from .checkpoints import models_folder
+        from .hub import SOURCES, download_model
+
+        target = folder or models_folder() / model
+        known = [source.target for source in SOURCES.get(model, ())]
+        parts = [part for part in known if not (no_text_encoder and part in ("text_encoder", "tokenizer"))]
+        with progress() as show:
+            path = download_model(
+                model, target, lambda done, total: show("MB", done // 10**6, total // 10**6), parts=parts
+            )
         typer.echo(f"saved    {path}")
 
 
@@ -130,6 +195,9 @@ def schedule(
     steps: StepsOption = None,
     frames: FramesOption = None,
     size: SizeOption = None,
+    resolution: ResolutionOption = None,
+    aspect: AspectOption = "16:9",
+    sampler: SamplerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a policy computes and what it reuses, step by step. Needs no weights."""
@@ -138,10 +206,11 @@ def schedule(
         from .checkpoints import known_model
         from .pipeline import clip_size, schedule_for
 
-        spec, flow = known_model(model)
-        chosen = _policy(spec, policy, spatial, temporal, cross, mlp, window)
-        clip = {"num_frames": _whole(frames), **_size(size)}
-        table = schedule_for(spec, chosen, flow, _whole(steps), **clip)
+        spec, walk = known_model(model)
+        walk = sampler_of(spec, walk, sampler)
+        chosen = policy_of(spec, policy, spatial, temporal, cross, mlp, window)
+        clip = {"num_frames": frames_of(frames), **size_of(size, resolution, aspect)}
+        table = schedule_for(spec, chosen, walk, whole(steps), **clip)
         if as_json:
             typer.echo(json.dumps({"model": spec.name, **table.to_json()}))
             return
@@ -152,130 +221,9 @@ def schedule(
         typer.echo(draw_schedule(table, chosen, width=columns, marks=marks))
 
 
-@bench.command()
-def flops(
-    model: Annotated[str, typer.Option("--model", "-m", help="open-sora, latte or open-sora-plan.")] = "open-sora",
-    policy: PolicyOption = "pab246",
-    text_tokens: Annotated[
-        str | None, typer.Option("--text-tokens", metavar="N", help="Tokens of the prompt; default: the paper's.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Count the FLOPs of one video at the paper's settings, full size. Needs no weights."""
-    with answered():
-        from .evaluate.flops import describe_flops, video_flops
-
-        tokens = _whole(text_tokens)
-        (report,) = video_flops(model, [policy], tokens)
-        typer.echo(json.dumps(report.to_json()) if as_json else describe_flops(report, tokens))
-
-
-@bench.command()
-def speed(
-    model: ModelOption = "demo",
-    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="May be repeated; default: all.")] = None,
-    repeat: Annotated[str, typer.Option(metavar="N", help="Rounds; the median is told.")] = "3",
-    seed: SeedOption = "1",
-    steps: StepsOption = None,
-    frames: FramesOption = None,
-    size: SizeOption = None,
-    device: DeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Time the denoising with and without broadcast, in turn, and compare the videos."""
-    with answered():
-        from .broadcast import preset_names
-        from .checkpoints import find_model
-        from .evaluate.bench import check_rounds, measure_speed
-        from .pipeline import Pipeline, check_device, check_seed, schedule_for
-
-        spec, _ = find_model(model)
-        names = [name for name in policy or preset_names(spec.family) if name != "off"]
-        rounds = check_rounds(_whole(repeat))
-        number, clip = check_seed(_whole(seed)), {"num_frames": _whole(frames), **_size(size)}
-        for name in names:
-            schedule_for(spec, name, steps=_whole(steps), **clip)
-        check_device(device)
-        with progress() as show:
-            show("load", 0, 0)
-            report = measure_speed(
-                Pipeline.load(model, device=device),
-                names,
-                seed=number,
-                repeat=rounds,
-                steps=_whole(steps),
-                **clip,
-                on_run=lambda done, total: show("runs", done, total),
-            )
-        if as_json:
-            typer.echo(json.dumps(report.to_json()))
-            return
-        machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
-        about = report.settings
-        typer.echo(f"{report.model}, {report.weights} weights; {machine}")
-        typer.echo(
-            f"{about['num_frames']} frames, {about['width']}x{about['height']}, {about['steps']} steps, "
-            f"{about['repeat']} rounds in turn\n"
-        )
-        typer.echo("policy    median s  speed-up  PSNR dB    reused")
-        for row in report.rows:
-            near = "identical" if row.psnr is None else f"{row.psnr:.2f}"
-            typer.echo(f"{row.policy:9} {row.median:8.2f}  {row.speedup:7.2f}x  {near:9}  {shares(row.reused)}")
-
-
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A character that the terminal lacks must not end the program.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     app()
-
-
-# ------------------------------------------------------------------------------------------------- reading options
-
-
-def _whole(text: str | None) -> Any:
-    """A whole number if it is one; else the text as it is, which the core refuses in its own words."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
-
-
-def _real(text: str) -> Any:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _size(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {"height": None, "width": None}
-    width, found, height = text.lower().replace("×", "x").partition("x")
-    if not (found and width.strip().isdecimal() and height.strip().isdecimal()):
-        raise PabError(f"'{text}' is not a size: write the width and the height in pixels, as in 192x128.")
-    return {"height": int(height), "width": int(width)}
-
-
-def _policy(
-    spec: "ModelSpec",
-    name: str,
-    spatial: str | None = None,
-    temporal: str | None = None,
-    cross: str | None = None,
-    mlp: bool | None = None,
-    window: str | None = None,
-) -> "Policy":
-    from .broadcast import Window, customise
-
-    return customise(
-        name,
-        spec.family,
-        spec.depth,
-        spatial=_whole(spatial),
-        temporal=_whole(temporal),
-        cross=_whole(cross),
-        mlp=mlp,
-        window=None if window is None else Window.parse(window),
-    )

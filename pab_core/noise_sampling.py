@@ -27,6 +27,20 @@ SCHEDULERS = (
     "KDPM2AncestralDiscreteScheduler",
     "UniPCMultistepScheduler",
 )
+# What people call them, beside the names of their classes.
+SHORT_NAMES = {
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++2m": "DPMSolverMultistepScheduler",
+    "dpm++2s": "DPMSolverSinglestepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpm2-a": "KDPM2AncestralDiscreteScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 _LEAST_STEPS = {"PNDMScheduler": 4}  # it starts with 4 Runge-Kutta steps
 
 
@@ -81,6 +95,16 @@ class NoiseSampler:
         """
         settings = {name: value for name, value in config.items() if not name.startswith("_")}
         return cls(str(config.get("_class_name", "DDIMScheduler")), settings)
+
+    def named(self, name: str) -> NoiseSampler:
+        """The same noise schedule walked by another of diffusers' schedulers, by its class or short name.
+
+        Raises:
+            PabError: there is no such scheduler.
+        """
+        if name not in SHORT_NAMES and name not in SCHEDULERS:
+            raise PabError(f"There is no sampler named '{name}'. Known are {', '.join(SHORT_NAMES)}.")
+        return NoiseSampler(SHORT_NAMES.get(name, name), self.settings)
 
     def timesteps(
         self, steps: int, num_frames: int | None = None, height: int | None = None, width: int | None = None

@@ -4,9 +4,9 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,23 +14,27 @@ from torch import Tensor
 from .broadcast import BroadcastRun, Policy, ScheduleTable, preset, resolve
 from .checkpoints import (
     SAMPLERS,
+    Checkpoint,
     Sampler,
-    check_fit,
     default_dtype,
     find_model,
     load_text_encoder,
+    load_transformer,
     load_vae,
-    read_flow,
 )
+from .conditioning import apply_given
+from .denoising import DENOISERS, Task
+from .embedding_cache import CachedTextEncoder, EmbeddingCache
 from .errors import PabError
-from .loading import load_weights, read_config
 from .models.registry import ModelSpec
-from .models.stdit3 import STDiT3, STDiT3Config
-from .sampling import FlowStep, RectifiedFlow
-from .text import TextEmbedding, TextEncoder
+from .noise_sampling import NoiseSampler
+from .prompt_scores import PromptScores
+from .sizes import is_named_size, size_warning
+from .tasks import Given, make_plan
+from .text import TextEmbedding
 
 if TYPE_CHECKING:  # diffusers takes a second to import, and not everything here decodes
-    from .autoencoders.open_sora import OpenSoraVAE
+    from .autoencoders import Tiling, VideoVAE
 
 
 @dataclass(frozen=True)
@@ -66,60 +70,106 @@ class Generation:
 
 @dataclass
 class Pipeline:
-    """The modules of one checkpoint. It holds no state of any run."""
+    """The modules of one checkpoint. It holds no state of any run.
+
+    `vae` and `text_encoder` are None where the checkpoint has none; what needs them says so.
+    """
 
     spec: ModelSpec
-    transformer: STDiT3
-    vae: "OpenSoraVAE"
-    text_encoder: TextEncoder
-    flow: RectifiedFlow = field(default_factory=RectifiedFlow)
+    transformer: Any  # the family's nn.Module, with its `config`
+    vae: "VideoVAE | None"
+    text_encoder: CachedTextEncoder | None
+    sampler: Sampler
     preview_matrix: Tensor | None = None  # [C + 1, 3], latents and 1 -> RGB
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.final_layer.linear.weight.device
+        return next(self.transformer.parameters()).device
 
     # ------------------------------------------------------------------------------------------------- loading
 
     @classmethod
     def load(
-        cls, model: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        cls,
+        model: str | Path,
+        *,
+        vae: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        storage: Literal["fp8"] | None = None,
+        cache: EmbeddingCache | None = None,
     ) -> "Pipeline":
-        """Loads a model by name, or from the folder of a checkpoint.
+        """Loads a model by name, or from a folder or file.
 
         Args:
-            model: "demo", or a folder that holds transformer/, vae/, text_encoder/ and tokenizer/.
+            model: "demo", or a folder that holds transformer/, vae/, text_encoder/ and tokenizer/, or a transformer's
+                own folder or safetensors file; see `checkpoints.find_model`.
+            vae, text_encoder, tokenizer: folders or safetensors files to take instead of the model's own.
             device: default: the GPU if there is one, else the CPU.
             dtype: of weights and arithmetic; default: `checkpoints.default_dtype`.
+            storage: "fp8" keeps the transformer's large weights in eight bits; see models/fp8.py.
+            cache: of text embeddings; default: in memory, for this pipeline.
 
         Raises:
             PabError: unknown name, or files missing, broken or not fitting together.
         """
-        spec, folder = find_model(model)
+        found = find_model(model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+        found.check_complete()
+        return cls.from_checkpoint(found, device=device, dtype=dtype, storage=storage, cache=cache)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        found: Checkpoint,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        storage: Literal["fp8"] | None = None,
+        cache: EmbeddingCache | None = None,
+    ) -> "Pipeline":
+        """As `load`, of what `checkpoints.find_model` found."""
         device = check_device(device)
-        dtype = dtype or default_dtype(spec, device)
-        config = STDiT3Config.from_dict(read_config(folder / "transformer"))
-        with torch.device("meta"):
-            transformer = STDiT3(config)
-        load_weights(transformer, folder / "transformer", dtype, device)
-        vae, preview_matrix = load_vae(folder / "vae", dtype, device)
-        flow = read_flow(folder)
-        text_encoder = load_text_encoder(folder, config, dtype, device)
-        check_fit("vae", vae.latent_channels, "in_channels", config.in_channels)
-        return cls(
-            spec=replace(spec, depth=config.depth),
-            transformer=transformer.eval(),
-            vae=vae.eval(),
-            text_encoder=text_encoder.eval(),
-            flow=flow,
-            preview_matrix=preview_matrix,
-        )
+        dtype = dtype or default_dtype(found.spec, device)
+        # Small files first: what does not fit together is told before gigabytes are read.
+        text_encoder = load_text_encoder(found, dtype, device, cache)
+        vae, preview_matrix = load_vae(found, dtype, device)
+        transformer = load_transformer(found, dtype, device, storage)
+        return cls(found.spec, transformer, vae, text_encoder, found.sampler, preview_matrix)
 
     # -------------------------------------------------------------------------------------------------- stages
 
-    def encode_prompt(self, prompt: str) -> TextEmbedding:
-        """PabError if the prompt is empty; `warning` of the result says where an over-long one was cut."""
-        return self.text_encoder.encode(prompt)
+    def encode_prompt(
+        self, prompt: str, negative: str | None = None, scores: PromptScores | None = None
+    ) -> TextEmbedding:
+        """The prompt as the transformer takes it, with the negative prompt where the model is guided by one.
+
+        scores: of look and motion, for models trained with them; None: the authors' usual ones.
+
+        PabError if the prompt is empty; `warning` of the result says where an over-long one was cut.
+        """
+        if self.text_encoder is None:
+            raise PabError(
+                f"{self.spec.title} was loaded without a text encoder: give the folder or file of its T5 encoder, such "
+                "as t5xxl_fp16.safetensors."
+            )
+        if isinstance(self.sampler, NoiseSampler):
+            return self.text_encoder.encode_pair(self._scored(prompt, scores), negative or "")
+        if negative:
+            raise PabError(
+                f"{self.spec.title} takes no negative prompt: it was trained with a learned empty text in its place."
+            )
+        return self.text_encoder.encode(self._scored(prompt, scores))
+
+    def has_encoded(self, prompt: str, negative: str | None = None, scores: PromptScores | None = None) -> bool:
+        """Whether `encode_prompt` has its answer ready, without the encoder's weights."""
+        pair = (negative or "") if isinstance(self.sampler, NoiseSampler) else None
+        encoder = self.text_encoder
+        return encoder is not None and encoder.find(self._scored(prompt, scores), pair) is not None
+
+    def _scored(self, prompt: str, scores: PromptScores | None) -> str:
+        return (scores or PromptScores()).add_to(prompt) if self.spec.prompt_scores else prompt
 
     def prepare_latents(
         self, seed: int, num_frames: int | None = None, height: int | None = None, width: int | None = None
@@ -142,7 +192,7 @@ class Pipeline:
         width: int | None = None,
     ) -> ScheduleTable:
         """The table that a run with these settings will follow."""
-        return schedule_for(self.spec, policy, self.flow, steps, num_frames, height, width)
+        return schedule_for(self.spec, policy, self.sampler, steps, num_frames, height, width)
 
     @torch.no_grad()
     def denoise(
@@ -151,61 +201,104 @@ class Pipeline:
         text: TextEmbedding,
         table: ScheduleTable,
         *,
+        steps: int | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
         guidance: float | None = None,
         fps: int | None = None,
+        cond_mask: Tensor | None = None,
+        seed: int | None = None,
         progress: ProgressCallback | None = None,
     ) -> Tensor:
         """Noise [B, C, T, h, w] -> clean latents of the same shape, float32, on the model's device.
 
-        `progress` is called after each step; what it raises ends the run and reaches the caller, and nothing of the
-        run stays behind.
+        Args:
+            table: from `schedule` with the same steps and size.
+            cond_mask: [B, T], 0 = a latent frame that is given in `latents`, 1 = free; see `RectifiedFlow.sample`.
+            seed: of noise that is drawn on the way, which only some samplers and given frames need.
+            progress: called after each step; what it raises ends the run and reaches the caller, and nothing of the run
+                stays behind.
+
+        Raises:
+            PabError: the table is for other steps or another size.
         """
-        model, device = self.transformer, self.device
         num_frames, height, width = self._size(num_frames, height, width)
-        guidance = self.spec.guidance if guidance is None else guidance
-        null = model.y_embedder.y_embedding[None, : text.tokens.shape[1]]
-        tokens = text.tokens.to(device)
-        # [2B, 1, L, D]: with the prompts, then without; both see as many tokens as the prompt has.
-        y = torch.cat([tokens, null.to(tokens.dtype).expand_as(tokens)])[:, None]
-        mask = None if text.mask.all() else text.mask.to(device).repeat(2, 1)
-        size = {
-            "fps": torch.tensor([float(fps or self.spec.fps)], device=device),
-            "height": torch.tensor([float(height)]),
-            "width": torch.tensor([float(width)]),
-        }
-        run = BroadcastRun(table)
+        steps = self.spec.steps if steps is None else steps
+        if isinstance(self.sampler, NoiseSampler):
+            expected = self.sampler.timesteps(steps).tolist()
+            if [float(t) for t in expected] != list(table.timesteps):
+                raise PabError(
+                    f"The schedule has {table.steps} calls of the model, and the sampler makes {len(expected)} in "
+                    f"{steps} steps: make the schedule with the same sampler and steps as the run."
+                )
+        device = self.device
+        if fps is None:
+            fps = self.spec.image_fps if num_frames == 1 and self.spec.image_fps else self.spec.fps
+        task = Task(
+            latents.to(device, torch.float32),
+            text.to(device),
+            table,
+            steps,
+            self.spec.guidance if guidance is None else guidance,
+            num_frames,
+            height,
+            width,
+            fps,
+            None if cond_mask is None else cond_mask.to(device),
+            None if seed is None else torch.Generator("cpu").manual_seed(seed),
+        )
 
-        def velocity(z: Tensor, t: Tensor, step: int, x_mask: Tensor | None) -> Tensor:
-            run.step = step
-            x_mask = None if x_mask is None else x_mask.repeat(2, 1)
-            out = model(z.repeat(2, 1, 1, 1, 1), t.repeat(2), y, mask, x_mask=x_mask, seam=run, **size)
-            cond, uncond = out[:, : z.shape[1]].chunk(2)
-            return uncond + guidance * (cond - uncond)
-
-        def on_step(state: FlowStep) -> None:
+        def on_step(step: int, total: int, clean: Tensor) -> None:
             if progress is not None:
-                progress(Progress("denoise", state.step + 1, state.steps, state.clean))
+                progress(Progress("denoise", step + 1, total, clean))
 
-        z = latents.to(device, torch.float32)
-        return self.flow.sample(velocity, z, torch.tensor(table.timesteps), on_step=on_step)
+        run = BroadcastRun(table)
+        return DENOISERS[self.spec.family](self.transformer, self.sampler, task, run, on_step)
 
     @torch.no_grad()
     def decode(
-        self, latents: Tensor, num_frames: int | None = None, *, progress: ProgressCallback | None = None
+        self,
+        latents: Tensor,
+        num_frames: int | None = None,
+        *,
+        tiling: "Tiling | Literal['fit'] | None" = "fit",
+        progress: ProgressCallback | None = None,
     ) -> Tensor:
-        """Clean latents [1, C, T, h, w] -> frames uint8 [num_frames, H, W, 3] on the CPU."""
+        """Clean latents [1, C, T, h, w] -> frames uint8 [num_frames, H, W, 3] on the CPU.
+
+        tiling: None decodes whole frames; "fit": as the authors do, or in tiles that fit in the device's free memory.
+        """
+        from .autoencoders import choose_tiling
+
         num_frames = self.spec.num_frames if num_frames is None else num_frames
 
         def on_batch(done: int, total: int) -> None:
             if progress is not None:
                 progress(Progress("decode", done, total))
 
-        weight = next(self.vae.parameters())
-        video = self.vae.decode(latents.to(weight.device, weight.dtype), num_frames, on_batch)
+        vae = self._vae()
+        weight = next(vae.parameters())
+        if tiling == "fit":
+            height, width = (side * vae.spatial_factor for side in latents.shape[3:])
+            free = free_bytes(weight.device)
+            tiling = vae.authors_tiling
+            if free is not None:
+                tiling = choose_tiling(vae, num_frames, height, width, weight.dtype, free)
+        video = vae.decode(latents.to(weight.device, weight.dtype), num_frames, on_batch, tiling)
         return to_uint8(video[0].permute(1, 2, 3, 0))
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """Video [1, 3, T, H, W] in [-1, 1] -> latents [1, C, T', h, w], float32."""
+        vae = self._vae()
+        weight = next(vae.parameters())
+        return vae.encode(video.to(weight.device, weight.dtype), tiling=vae.authors_tiling).float()
+
+    def _vae(self) -> "VideoVAE":
+        if self.vae is None:
+            raise PabError(f"{self.spec.title} was loaded without a VAE: give its folder or safetensors file.")
+        return self.vae
 
     def preview(self, latents: Tensor) -> Tensor:
         """A rough picture of latents [1, C, T, h, w] without the VAE -> uint8 [T, h, w, 3]."""
@@ -220,6 +313,7 @@ class Pipeline:
         self,
         prompt: str,
         *,
+        negative: str | None = None,
         policy: str | Policy = "off",
         seed: int | None = None,
         steps: int | None = None,
@@ -227,48 +321,70 @@ class Pipeline:
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
+        given: Given | None = None,
+        total_frames: int | None = None,
+        scores: PromptScores | None = None,
         progress: ProgressCallback | None = None,
     ) -> Generation:
         """All stages; None stands for the model's default (seed: a random one).
+
+        Args:
+            given: pictures or a video to start from, for models that take them.
+            total_frames: of a video longer than the model makes at once, which becomes a chain of clips of num_frames.
+                Its prompt may say what comes when: "|0| a calm sea |2| a storm".
 
         Raises:
             PabError: a setting that the model cannot take. What `progress` raises (to cancel) passes through.
         """
         num_frames, height, width = self._size(num_frames, height, width)
+        size = {"num_frames": num_frames, "height": height, "width": width}
         guidance = check_guidance(self.spec.guidance if guidance is None else guidance)
         seed = secrets.randbelow(2**32) if seed is None else check_seed(seed)
-        table = self.schedule(policy, steps=steps, num_frames=num_frames, height=height, width=width)
-        seconds: dict[str, float] = {}
-        with _timed(seconds, "text"):
-            text = self.encode_prompt(prompt)
-        with _timed(seconds, "denoise"):
-            latents = self.denoise(
-                self.prepare_latents(seed, num_frames, height, width),
-                text,
-                table,
-                num_frames=num_frames,
-                height=height,
-                width=width,
-                guidance=guidance,
-                progress=progress,
-            )
-        with _timed(seconds, "decode"):
-            frames = self.decode(latents, num_frames, progress=progress)
+        table = self.schedule(policy, steps=steps, **size)
+        plan = make_plan(self.spec, prompt, given or Given(), total_frames=total_frames, **size)
+        seconds: dict[str, float] = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
+        clips: list[Tensor] = []
+        warnings = [size_warning(self.spec, **size)]
+        for segment, text_of in zip(plan.segments, plan.prompts, strict=True):
+            tell = _part_of(progress, segment.index, len(plan.segments))
+            with _timed(seconds, "text"):
+                text = self.encode_prompt(text_of, negative, scores)
+            warnings.append(text.warning)
+            with _timed(seconds, "denoise"):
+                # Each clip of a chain has noise of its own.
+                own_seed = (seed + segment.index) % 2**64
+                frames = plan.frames_for(segment, self.encode, clips)
+                z, cond_mask = apply_given(self.prepare_latents(own_seed, **size), frames)
+                latents = self.denoise(
+                    z,
+                    text,
+                    table,
+                    steps=steps,
+                    guidance=guidance,
+                    cond_mask=cond_mask,
+                    seed=own_seed,
+                    progress=tell,
+                    **size,
+                )
+            with _timed(seconds, "decode"):
+                clips.append(self.decode(latents, num_frames, progress=tell))
+        video = plan.finish(clips)
         metadata = {
             "prompt": prompt,
+            **({"negative": negative} if negative else {}),
             "model": self.spec.name,
             "policy": table.policy,
             "seed": seed,
-            "steps": table.steps,
+            "steps": self.spec.steps if steps is None else steps,
+            **({"sampler": self.sampler.scheduler} if isinstance(self.sampler, NoiseSampler) else {}),
             "guidance": guidance,
-            "num_frames": num_frames,
-            "height": height,
-            "width": width,
+            **size,
+            **({"clips": len(clips)} if len(clips) > 1 else {}),
             "fps": self.spec.fps,
             "reused": {kind: round(table.reused_share(kind), 4) for kind in table.kinds},
         }
-        warnings = (text.warning,) if text.warning else ()
-        return Generation(frames, self.spec.fps, table, seconds, metadata, warnings)
+        told = tuple(dict.fromkeys(warning for warning in warnings if warning))
+        return Generation(video, self.spec.fps, table, seconds, metadata, told)
 
     def _size(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
         return clip_size(self.spec, num_frames, height, width)
@@ -281,7 +397,9 @@ def clip_size(spec: ModelSpec, num_frames: int | None, height: int | None, width
         spec.height if height is None else height,
         spec.width if width is None else width,
     )
-    spec.check_size(*size)
+    # Open-Sora's own sizes need be no multiple of 8: the VAE leaves out the pixels beyond one.
+    named = spec.family == "stdit3" and is_named_size(*size[1:])
+    spec.check_size(size[0], *((spec.height, spec.width) if named else size[1:]))
     return size
 
 
@@ -334,10 +452,30 @@ def to_uint8(video: Tensor) -> Tensor:
     return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that a computation may take on a device; None where that is not known."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds without using it is as good as free.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _part_of(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:
+    """The callback as one clip of a chain calls it: counts are of the whole."""
+    if progress is None or count == 1:
+        return progress
+
+    def tell(event: Progress) -> None:
+        progress(replace(event, done=index * event.total + event.done, total=count * event.total))
+
+    return tell
+
+
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    seconds[stage] = time.perf_counter() - start
+    seconds[stage] += time.perf_counter() - start

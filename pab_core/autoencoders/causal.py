@@ -41,6 +41,14 @@ def double_time(x: Tensor) -> Tensor:
     return torch.cat([x[:, :, :1], rest], dim=2)
 
 
+def pool_time(x: Tensor) -> Tensor:
+    """[B, C, T, h, w] -> [B, C, (T - 1) / 2, h, w], means of three neighbouring frames.
+
+    torch's own pooling in 3D has no half precision on the CPU.
+    """
+    return x.unfold(2, 3, 2).mean(-1)
+
+
 class FrameConv2d(nn.Conv2d):
     """A 2D convolution of every frame; the kernel is odd, height and width are kept."""
 
@@ -159,7 +167,7 @@ class TimePool(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool3d(first_frame_before(x, 2), (3, 1, 1), stride=(2, 1, 1))
+        return pool_time(first_frame_before(x, 2))
 
 
 class TimeStretch(nn.Module):
@@ -183,7 +191,7 @@ class TimeDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         share = self.mix_factor.sigmoid()
         x = first_frame_before(x, 2)
-        return share * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - share) * self.conv(x)
+        return share * pool_time(x) + (1 - share) * self.conv(x)
 
 
 class TimeUpsample(nn.Module):

@@ -18,53 +18,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import PabError
+from .images import OFFICIAL_SPATIAL, SpatialVAE, draw, frames_to_video, video_to_frames
 from .temporal import TemporalConfig, TemporalVAE
-
-# Fixed in the authors' code, whatever scaling factor the image autoencoder's own config names.
-SPATIAL_SCALE = 0.18215
-
-# The image autoencoder of the released model (SDXL's), for configs that only name where it came from.
-OFFICIAL_SPATIAL: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "block_out_channels": [128, 256, 512, 512],
-    "layers_per_block": 2,
-    "act_fn": "silu",
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "sample_size": 512,
-}
-
-Progress = Callable[[int, int], None]
+from .tiling import Progress, Tiling, separate, split, tiled
+from .video_vae import VideoVAE
 
 
-class SpatialVAE(nn.Module):
-    """The image autoencoder, frame by frame; its latents are scaled by 0.18215."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        module = AutoencoderKL.from_config(dict(config))
-        assert isinstance(module, AutoencoderKL)
-        self.module = module
-
-    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, H, W] -> mean and standard deviation, each [N, C, h, w]"""
-        posterior = self.module.encode(frames, return_dict=False)[0]
-        return posterior.mean * SPATIAL_SCALE, posterior.std * SPATIAL_SCALE
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """[N, C, h, w] -> [N, 3, H, W]"""
-        # diffusers' annotation asks for a FloatTensor; any float tensor does.
-        return self.module.decode(latents / SPATIAL_SCALE, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
-
-
-class OpenSoraVAE(nn.Module):
+class OpenSoraVAE(VideoVAE):
     """Video [B, 3, T, H, W] in [-1, 1] <-> normalised latent [B, Z, T', h, w].
 
     ``micro_frame_size``: frames per chunk in time, None = the whole clip is one chunk (this changes the result).
@@ -75,6 +38,7 @@ class OpenSoraVAE(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    tile_frames = (4, 2, 1)
 
     def __init__(
         self,
@@ -129,15 +93,17 @@ class OpenSoraVAE(nn.Module):
 
     def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames and pixels -> (T', h, w). Pixels beyond a multiple of ``spatial_factor`` are dropped."""
-        latent_frames = sum(-(-frames // self.temporal_vae.time_factor) for frames in self.chunk_frames(num_frames))
-        return latent_frames, height // self.spatial_factor, width // self.spatial_factor
+        return sum(self.chunk_latents(num_frames)), height // self.spatial_factor, width // self.spatial_factor
 
     def chunk_frames(self, num_frames: int) -> list[int]:
         """How many frames each chunk in time holds: 51 -> [17, 17, 17], 20 -> [17, 3]."""
         if num_frames < 1:
             raise PabError(f"A video needs at least 1 frame, but num_frames is {num_frames}.")
-        size = self.micro_frame_size or num_frames
-        return [min(size, num_frames - start) for start in range(0, num_frames, size)]
+        return split(num_frames, self.micro_frame_size or num_frames)
+
+    def chunk_latents(self, num_frames: int) -> list[int]:
+        """How many latent frames each chunk has: 51 -> [5, 5, 5]."""
+        return [-(-frames // self.temporal_vae.time_factor) for frames in self.chunk_frames(num_frames)]
 
     def normalize(self, z: Tensor) -> Tensor:
         """Raw latent -> latent of about unit variance, as the transformer sees it."""
@@ -147,35 +113,78 @@ class OpenSoraVAE(nn.Module):
         """Inverse of ``normalize``."""
         return z * self.scale.to(z.dtype) + self.shift.to(z.dtype)
 
-    def encode_spatial(self, video: Tensor, micro_batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+    def encode_spatial(
+        self,
+        video: Tensor,
+        micro_batch_size: int | None = None,
+        progress: Progress | None = None,
+        tiling: Tiling | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Video [B, 3, T, H, W] -> mean and standard deviation of the spatial latent, each [B, C, T, h, w]."""
+
+        def encode(tile: Tensor, kept: int) -> Tensor:
+            return frames_to_video(torch.cat(self.spatial_vae.encode(video_to_frames(tile)), dim=1), len(tile))
+
+        if tiling is not None:
+            units = (self.spatial_factor, 1)
+            both = self._tiled_frames(encode, video, micro_batch_size, units, progress, tiling)
+            mean, std = both.chunk(2, dim=1)
+            return mean, std
         frames = video_to_frames(video)
-        parts = [self.spatial_vae.encode(part) for part in frames.split(micro_batch_size or len(frames))]
+        parts = []
+        done = 0
+        for part in frames.split(micro_batch_size or len(frames)):
+            parts.append(self.spatial_vae.encode(part))
+            done += len(part)
+            if progress is not None:
+                progress(done, len(frames))
         mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
         return frames_to_video(mean, len(video)), frames_to_video(std, len(video))
 
-    def encode_temporal(self, spatial_latent: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_temporal(self, spatial_latent: Tensor, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
         """Spatial latent [B, C, T, h, w] -> mean and log variance of the raw latent, each [B, Z, T', h, w]."""
-        chunks = spatial_latent.split(self.chunk_frames(spatial_latent.shape[2]), dim=2)
-        means, logvars = zip(*(self.temporal_vae.encode(chunk) for chunk in chunks), strict=True)
+
+        def encode(tile: Tensor, kept: int) -> Tensor:
+            return torch.cat(self.temporal_vae.encode(tile), dim=1)
+
+        frames = self.chunk_frames(spatial_latent.shape[2])
+        if tiling is not None:
+            pieces = separate(frames, self.chunk_latents(spatial_latent.shape[2]))
+            both = tiled(encode, spatial_latent, pieces, tiling.tile(self.spatial_factor), (1, 1))
+            mean, logvar = both.chunk(2, dim=1)
+            return mean, logvar
+        means, logvars = zip(*map(self.temporal_vae.encode, spatial_latent.split(frames, dim=2)), strict=True)
         return torch.cat(means, dim=2), torch.cat(logvars, dim=2)
 
-    def decode_temporal(self, z: Tensor, num_frames: int) -> Tensor:
+    def decode_temporal(self, z: Tensor, num_frames: int, tiling: Tiling | None = None) -> Tensor:
         """Raw latent [B, Z, T', h, w] -> spatial latent [B, C, num_frames, h, w]."""
-        frames = self.chunk_frames(num_frames)
-        sizes = [-(-count // self.temporal_vae.time_factor) for count in frames]
+        frames, sizes = self.chunk_frames(num_frames), self.chunk_latents(num_frames)
         if z.shape[2] != sum(sizes):
             raise PabError(
                 f"{num_frames} frames are {sum(sizes)} latent frames, but the latent has {z.shape[2]}; "
                 f"decode with the number of frames that the latent was made for."
             )
+        if tiling is not None:
+            tile = tiling.tile(self.spatial_factor)
+            return tiled(self.temporal_vae.decode, z, separate(sizes, frames), tile, (1, 1))
         parts = zip(z.split(sizes, dim=2), frames, strict=True)
         return torch.cat([self.temporal_vae.decode(part, count) for part, count in parts], dim=2)
 
     def decode_spatial(
-        self, spatial_latent: Tensor, micro_batch_size: int | None = None, progress: Progress | None = None
+        self,
+        spatial_latent: Tensor,
+        micro_batch_size: int | None = None,
+        progress: Progress | None = None,
+        tiling: Tiling | None = None,
     ) -> Tensor:
-        """Spatial latent [B, C, T, h, w] -> video [B, 3, T, H, W]; ``progress(frames done, frames in all)``."""
+        """Spatial latent [B, C, T, h, w] -> video [B, 3, T, H, W]."""
+
+        def decode(tile: Tensor, kept: int) -> Tensor:
+            return frames_to_video(self.spatial_vae.decode(video_to_frames(tile)), len(tile))
+
+        if tiling is not None:
+            units = (1, self.spatial_factor)
+            return self._tiled_frames(decode, spatial_latent, micro_batch_size, units, progress, tiling)
         latents = video_to_frames(spatial_latent)
         parts = []
         done = 0
@@ -185,6 +194,21 @@ class OpenSoraVAE(nn.Module):
             if progress is not None:
                 progress(done, len(latents))
         return frames_to_video(torch.cat(parts), len(spatial_latent))
+
+    def _tiled_frames(
+        self,
+        convert: Callable[[Tensor, int], Tensor],
+        x: Tensor,
+        micro_batch_size: int | None,
+        units: tuple[int, int],
+        progress: Progress | None,
+        tiling: Tiling,
+    ) -> Tensor:
+        """Frames know nothing of each other, so how many go at once changes no result."""
+        images = min(micro_batch_size or x.shape[2], tiling.frames)
+        lengths = split(x.shape[2], max(images // len(x), 1))
+        tile = tiling.tile(self.spatial_factor)
+        return tiled(convert, x, separate(lengths, lengths), tile, units, progress)
 
     def posterior(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """For training: video [B, 3, T, H, W] -> mean and log variance of the raw latent, each [B, Z, T', h, w].
@@ -198,10 +222,15 @@ class OpenSoraVAE(nn.Module):
         return self.decode_spatial(self.decode_temporal(z, num_frames))
 
     def sample_spatial(
-        self, video: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        video: Tensor,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        tiling: Tiling | None = None,
     ) -> Tensor:
         """Video [B, 3, T, H, W] -> a draw of the spatial latent [B, C, T, h, w]; ``noise`` [B * T, C, h, w]."""
-        mean, std = self.encode_spatial(video, self.micro_batch_size)
+        mean, std = self.encode_spatial(video, self.micro_batch_size, progress, tiling)
         noise = draw(mean, generator) if noise is None else frames_to_video(noise.to(mean), len(video))
         return mean + std * noise
 
@@ -214,40 +243,33 @@ class OpenSoraVAE(nn.Module):
         spatial_noise: Tensor | None = None,
         temporal_noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+        tiling: Tiling | None = None,
     ) -> Tensor:
         """Video [B, 3, T, H, W] in [-1, 1] -> normalised latent [B, Z, T', h, w].
 
         Both posteriors give their means, or with ``sample_posterior`` a draw: from ``spatial_noise`` [B * T, C, h, w]
-        (frame order) and ``temporal_noise`` [B, Z, T', h, w] where given, else from ``generator``.
+        (frame order) and ``temporal_noise`` [B, Z, T', h, w] where given, else from ``generator``. With ``tiling``,
+        each of the two parts works in tiles of its own, here and in ``decode``: neither draws nor blended seams differ
+        between tiles of the second part.
         """
         if not sample_posterior:
-            return self.normalize(self.encode_temporal(self.encode_spatial(video, self.micro_batch_size)[0])[0])
-        mean, logvar = self.encode_temporal(self.sample_spatial(video, spatial_noise, generator))
+            spatial = self.encode_spatial(video, self.micro_batch_size, progress, tiling)[0]
+            return self.normalize(self.encode_temporal(spatial, tiling)[0])
+        spatial = self.sample_spatial(video, spatial_noise, generator, progress, tiling)
+        mean, logvar = self.encode_temporal(spatial, tiling)
         noise = draw(mean, generator) if temporal_noise is None else temporal_noise.to(mean)
         return self.normalize(mean + torch.exp(0.5 * logvar) * noise)
 
     @torch.no_grad()
-    def decode(self, z: Tensor, num_frames: int, progress: Progress | None = None) -> Tensor:
+    def decode(
+        self, z: Tensor, num_frames: int, progress: Progress | None = None, tiling: Tiling | None = None
+    ) -> Tensor:
         """Normalised latent [B, Z, T', h, w] -> video [B, 3, num_frames, H, W] in about [-1, 1] (not clamped).
 
-        ``progress(frames done, frames in all)`` is called after each micro batch of the image decoder; what it raises
-        stops the decoding and reaches the caller.
+        ``progress`` is called after each micro batch of the image decoder with the frames done and those in all, or the
+        tiles where there is a tiling; what it raises stops the decoding and reaches the caller. A tiling with tiles as
+        large as the frames changes nothing but how many frames go at once: time runs in chunks either way.
         """
-        spatial_latent = self.decode_temporal(self.denormalize(z), num_frames)
-        return self.decode_spatial(spatial_latent, self.micro_batch_size, progress)
-
-
-def draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal noise of that shape, drawn on the generator's own device: a CPU seed is the same everywhere."""
-    device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device).to(like)
-
-
-def video_to_frames(video: Tensor) -> Tensor:
-    """[B, C, T, H, W] -> [B * T, C, H, W]"""
-    return video.transpose(1, 2).flatten(0, 1)
-
-
-def frames_to_video(frames: Tensor, batch: int) -> Tensor:
-    """[B * T, C, H, W] -> [B, C, T, H, W]"""
-    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+        spatial_latent = self.decode_temporal(self.denormalize(z), num_frames, tiling)
+        return self.decode_spatial(spatial_latent, self.micro_batch_size, progress, tiling)

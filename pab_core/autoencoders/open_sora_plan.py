@@ -12,7 +12,7 @@ released checkpoint (LanguageBind/Open-Sora-Plan-v1.1.0, vae/).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from ..errors import PabError
 from .causal import ATTENTIONS, CONVS, RESAMPLERS, RESIDUAL_BLOCKS, norm, part
-from .open_sora import draw
-from .tiling import Progress, Tiling, exceeds, tiled
+from .images import draw
+from .tiling import Piece, Progress, Tiling, tiled
+from .video_vae import VideoVAE
 
 LATENT_SCALE = 0.18215
 
@@ -190,18 +191,17 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-class CausalVAE(nn.Module):
-    """Video [B, 3, T, H, W] in [-1, 1] <-> latents [B, Z, T', h, w], scaled by 0.18215 as the transformer sees them.
+class CausalVAE(VideoVAE):
+    """Video [B, 3, T, H, W] in [-1, 1] <-> latents [B, Z, T', h, w], scaled by 0.18215 as the transformer sees them."""
 
-    `tiling`: how `encode` and `decode` cut up large clips; None = never.
-    """
+    authors_tiling = Tiling(even=False)
+    tile_frames = (29, 17)
 
-    def __init__(self, config: CausalVAEConfig, tiling: Tiling | None = None) -> None:
+    def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.tiling = tiling
         self.latent_channels = config.embed_dim
-        self.space_factor = 2 ** sum(map(bool, config.encoder_spatial_downsample))
+        self.spatial_factor = 2 ** sum(map(bool, config.encoder_spatial_downsample))
         self.time_factor = 2 ** sum(map(bool, config.encoder_temporal_downsample))
         conv = part(CONVS, config.q_conv)
         self.encoder = Encoder(config)
@@ -210,25 +210,44 @@ class CausalVAE(nn.Module):
         self.post_quant_conv = conv(config.embed_dim, config.z_channels, 1)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], tiling: Tiling | None = None) -> CausalVAE:
+    def from_config(cls, config: Mapping[str, Any]) -> CausalVAE:
         """Builds the autoencoder from the contents of a config.json, without weights."""
-        return cls(CausalVAEConfig.from_dict(config), tiling)
+        return cls(CausalVAEConfig.from_dict(config))
 
     def latent_size(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Frames and pixels -> (T', h, w), each rounded up."""
         frames = -(-(num_frames - 1) // self.time_factor) + 1
-        return frames, -(-height // self.space_factor), -(-width // self.space_factor)
+        return frames, -(-height // self.spatial_factor), -(-width // self.spatial_factor)
 
-    def encode_moments(self, video: Tensor, progress: Progress | None = None) -> Tensor:
+    def latent_pieces(self, size: Sequence[int], tiling: Tiling | None) -> list[Piece]:
+        """How time is cut for decoding latents of `size` (T', h, w): each piece starts with the last one's end.
+
+        None at all where the clip is no larger than a tile, and is worked on whole.
+        """
+        if tiling is None:
+            return []
+        length = (tiling.frames - 1) // self.time_factor + 1
+        if length < 2:
+            raise PabError(
+                f"A VAE tile of {tiling.frames} frames is 1 latent frame, but neighbouring pieces share one; take at "
+                f"least {self.time_factor + 1} frames."
+            )
+        if size[0] <= length and max(size[1:]) <= tiling.tile(self.spatial_factor).side:
+            return []
+        firsts = range(0, max(size[0] - 1, 1), length - 1)
+        ends = (min(first + length, size[0]) for first in firsts)
+        return [Piece(a, b, (b - a - 1) * self.time_factor + (a == 0)) for a, b in zip(firsts, ends, strict=True)]
+
+    def encode_moments(self, video: Tensor, progress: Progress | None = None, tiling: Tiling | None = None) -> Tensor:
         """Video [B, 3, T, H, W] -> mean and log variance of the raw latents, side by side: [B, 2 Z, T', h, w]."""
 
-        def encode(x: Tensor) -> Tensor:
+        def encode(x: Tensor, kept: int) -> Tensor:
             return self.quant_conv(self.encoder(x))
 
-        tiling = self.tiling
-        if tiling is None or not exceeds(video, tiling.frames, tiling.pixels):
-            return encode(video)
-        return tiled(encode, video, tiling.frames, tiling.pixels, tiling.latent_pixels, tiling.overlap, progress)
+        time, space = self.time_factor, self.spatial_factor
+        size = ((video.shape[2] - 1) // time + 1, *(pixels // space for pixels in video.shape[3:]))
+        pieces = [Piece(a * time, (b - 1) * time + 1, b - a - (a > 0)) for a, b, _ in self.latent_pieces(size, tiling)]
+        return self._convert(encode, video, pieces, (space, 1), progress, tiling)
 
     @torch.no_grad()
     def encode(
@@ -239,40 +258,55 @@ class CausalVAE(nn.Module):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
         progress: Progress | None = None,
+        tiling: Tiling | None = None,
     ) -> Tensor:
         """Video [B, 3, T, H, W] in [-1, 1] -> latents [B, Z, T', h, w].
 
         The mean of the posterior, or with `sample_posterior` a draw: from `noise` [B, Z, T', h, w] where given, else
         from `generator`.
         """
-        mean, logvar = self.encode_moments(video, progress).chunk(2, dim=1)
+        mean, logvar = self.encode_moments(video, progress, tiling).chunk(2, dim=1)
         if sample_posterior:
             noise = draw(mean, generator) if noise is None else noise.to(mean)
             mean = mean + torch.exp(0.5 * logvar.clamp(-30.0, 20.0)) * noise
         return mean * LATENT_SCALE
 
     @torch.no_grad()
-    def decode(self, z: Tensor, num_frames: int | None = None, progress: Progress | None = None) -> Tensor:
+    def decode(
+        self, z: Tensor, num_frames: int | None = None, progress: Progress | None = None, tiling: Tiling | None = None
+    ) -> Tensor:
         """Latents [B, Z, T', h, w] -> video [B, 3, T, H, W] in about [-1, 1] (not clamped).
 
         `num_frames`: cut off frames beyond these; None = keep all 4 (T' - 1) + 1. `progress(tiles done, tiles in all)`
-        is called after each tile; what it raises stops the decoding and reaches the caller.
+        is called after each tile; what it raises stops the decoding and reaches the caller. A tiling with tiles as
+        large as the clip changes nothing.
         """
 
-        def decode(x: Tensor) -> Tensor:
+        def decode(x: Tensor, kept: int) -> Tensor:
             return self.decoder(self.post_quant_conv(x))
 
-        z, tiling = z / LATENT_SCALE, self.tiling
-        if tiling is None or not exceeds(z, tiling.latent_frames, tiling.latent_pixels):
-            video = decode(z)
-            if progress is not None:
-                progress(1, 1)
-        else:
-            frames, pixels = tiling.latent_frames, tiling.latent_pixels
-            video = tiled(decode, z, frames, pixels, tiling.pixels, tiling.overlap, progress)
-        if num_frames is not None and num_frames > video.shape[2]:
+        frames = self.time_factor * (z.shape[2] - 1) + 1
+        if num_frames is not None and num_frames > frames:
             raise PabError(
-                f"{z.shape[2]} latent frames decode to {video.shape[2]} frames, but {num_frames} were asked for; "
+                f"{z.shape[2]} latent frames decode to {frames} frames, but {num_frames} were asked for; "
                 "decode with the number of frames that the latents were made for."
             )
+        pieces = self.latent_pieces(z.shape[2:], tiling)
+        video = self._convert(decode, z / LATENT_SCALE, pieces, (1, self.spatial_factor), progress, tiling)
         return video[:, :, :num_frames]
+
+    def _convert(
+        self,
+        convert: Callable[[Tensor, int], Tensor],
+        x: Tensor,
+        pieces: list[Piece],
+        units: tuple[int, int],
+        progress: Progress | None,
+        tiling: Tiling | None,
+    ) -> Tensor:
+        if tiling is not None and pieces:
+            return tiled(convert, x, pieces, tiling.tile(self.spatial_factor), units, progress)
+        out = convert(x, x.shape[2])
+        if progress is not None:
+            progress(1, 1)
+        return out

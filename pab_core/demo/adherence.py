@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..noise_sampling import NoiseSampler
 from ..pipeline import Pipeline, check_device, to_uint8
 from .captions import CAMERAS, FLOORS, SKIES, TEXTURES, Prompt, SceneFields, evaluation_prompts, needs_texture
 from .judge import FPS, FRAMES, HEIGHT, JUDGE_FILE, WIDTH, Judge, Verdict, load_judge
@@ -67,14 +68,18 @@ def generate_batch(
     pipe: Pipeline, prompts: Sequence[str], seeds: Sequence[int], policy: str, **settings: Any
 ) -> Tensor:
     """Videos uint8 [B, T, H, W, 3] on the CPU; `settings`: steps and guidance, None stands for the model's own."""
-    table = pipe.schedule(policy, steps=settings.get("steps"))
-    text = pipe.text_encoder.encode_batch(list(prompts))
+    steps, vae = settings.get("steps"), pipe.vae
+    table = pipe.schedule(policy, steps=steps)
+    assert pipe.text_encoder is not None
+    assert vae is not None
+    negative = "" if isinstance(pipe.sampler, NoiseSampler) else None
+    text = pipe.text_encoder.encoder.encode_batch(list(prompts), negative)
     noise = torch.cat([pipe.prepare_latents(seed) for seed in seeds])
-    latents = pipe.denoise(noise, text, table, guidance=settings.get("guidance"))
-    weight = next(pipe.vae.parameters())
+    latents = pipe.denoise(noise, text, table, steps=steps, guidance=settings.get("guidance"))
+    weight = next(vae.parameters())
     parts = []
     for part in latents.to(weight.device, weight.dtype).split(DECODE_CLIPS):
-        parts.append(to_uint8(pipe.vae.decode(part, pipe.spec.num_frames).permute(0, 2, 3, 4, 1)))
+        parts.append(to_uint8(vae.decode(part, pipe.spec.num_frames).permute(0, 2, 3, 4, 1)))
     return torch.cat(parts)
 
 

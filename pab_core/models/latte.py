@@ -55,6 +55,11 @@ class LatteConfig:
     def hidden_size(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
+    @property
+    def depth(self) -> int:
+        """Blocks of each stream."""
+        return self.num_layers
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "LatteConfig":
         """Reads a config.json; entries that do not shape the model are left out.

@@ -1,20 +1,45 @@
 """The models by name: family, size of the transformer, and how their authors generate with them."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
 
 from ..errors import PabError
-from .latte import latte_branches
+from .latte import LatteConfig, LatteT2V, latte_branches
 from .layers import Branch
-from .open_sora_plan import open_sora_plan_branches
-from .stdit3 import stdit3_branches
+from .open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V, open_sora_plan_branches
+from .stdit3 import STDiT3, STDiT3Config, stdit3_branches
 
-# Family -> the branches of a model of `depth` blocks a stream.
-BRANCHES: dict[str, Callable[[int], tuple[Branch, ...]]] = {
-    "stdit3": stdit3_branches,
-    "latte": latte_branches,
-    "open-sora-plan": open_sora_plan_branches,
+
+class TransformerConfig(Protocol):
+    """What the configs of all families tell."""
+
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def caption_channels(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of models: how its transformer is built."""
+
+    read_config: Callable[[Mapping[str, Any]], TransformerConfig]  # from a released config.json
+    build: Callable[[Any], nn.Module]  # from that config
+    branches: Callable[[int], tuple[Branch, ...]]  # of a model of `depth` blocks a stream
+
+
+ARCHITECTURES = {
+    "stdit3": Architecture(STDiT3Config.from_dict, STDiT3, stdit3_branches),
+    "latte": Architecture(LatteConfig.from_dict, LatteT2V, latte_branches),
+    "open-sora-plan": Architecture(OpenSoraPlanConfig.from_dict, OpenSoraPlanT2V, open_sora_plan_branches),
 }
 
 
@@ -24,7 +49,7 @@ class ModelSpec:
 
     name: str
     title: str
-    family: str  # key of BRANCHES, of broadcast.presets.FAMILIES and of checkpoints.SAMPLERS
+    family: str  # key of ARCHITECTURES, broadcast.presets.FAMILIES, checkpoints.SAMPLERS and denoising.DENOISERS
     depth: int  # blocks of each stream
     num_frames: int
     height: int  # pixels
@@ -37,12 +62,16 @@ class ModelSpec:
     time_factor: int = 4
     space_factor: int = 8
     latent_multiple: int = 1  # height and width of the latents are multiples of it
+    max_tokens: int = 300  # of the prompt, the end token counted
+    cleaning: str = "t5"  # of the prompt, one of prompt_cleaning.CLEANINGS
+    prompt_scores: bool = False  # the prompt is to end with scores of its look and motion, see prompt_scores.py
+    image_fps: int | None = None  # rate that stands for a single image; None: that of a clip
     trained: bool = True  # False: random weights, good for tests and timings only
     full_precision: bool = False  # float32 on a GPU as well; for a model small enough
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        return BRANCHES[self.family](self.depth)
+        return ARCHITECTURES[self.family].branches(self.depth)
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip: the first frames, whole chunks, the rest; chunks are padded to time_factor."""
@@ -91,6 +120,8 @@ MODELS = {
             fps=16,
             steps=30,
             guidance=4.0,
+            max_tokens=32,
+            cleaning="plain",
             full_precision=True,
         ),
         ModelSpec(
@@ -104,6 +135,8 @@ MODELS = {
             fps=24,
             steps=30,
             guidance=7.0,
+            image_fps=120,
+            prompt_scores=True,
         ),
         ModelSpec(
             name="latte",
@@ -119,6 +152,7 @@ MODELS = {
             chunk_frames=1,
             time_factor=1,
             latent_multiple=2,
+            max_tokens=120,
         ),
         ModelSpec(
             name="open-sora-plan",
@@ -126,6 +160,21 @@ MODELS = {
             family="open-sora-plan",
             depth=28,
             num_frames=65,
+            height=512,
+            width=512,
+            fps=24,
+            steps=150,
+            guidance=7.5,
+            chunk_frames=4,
+            first_frames=1,
+            latent_multiple=2,
+        ),
+        ModelSpec(
+            name="open-sora-plan-221",
+            title="Open-Sora-Plan v1.1.0, 221 frames",
+            family="open-sora-plan",
+            depth=28,
+            num_frames=221,
             height=512,
             width=512,
             fps=24,

@@ -17,11 +17,17 @@ CORE = ROOT / "pab_core"
 ORDER = (
     ("errors",),
     ("models",),
-    ("broadcast", "sampling", "noise_sampling", "autoencoders", "text", "loading", "video_io"),
-    ("parallel", "checkpoints"),
+    ("tensor_files", "prompt_cleaning"),
+    ("loading", "text"),
+    ("text_encoder_files", "embedding_cache"),
+    ("broadcast", "sampling", "noise_sampling", "autoencoders", "text_encoder_loading", "hub_transfer", "video_io"),
+    ("sizes", "prompt_scores", "conditioning", "frame_input", "hub"),
+    ("parallel", "checkpoints", "denoising", "chaining"),
+    ("tasks",),
     ("pipeline",),
     ("evaluate", "demo"),
-    ("terminal",),
+    ("terminal", "cli_options"),
+    ("cli_bench",),
     ("cli", "app"),
     ("__main__",),
 )
@@ -36,7 +42,8 @@ LIBRARIES = {
     "sampling": {"torch"},
     "noise_sampling": {"torch", "diffusers"},
     "loading": {"torch", "safetensors"},
-    "text": {"torch", "transformers"},
+    "text": {"torch"},
+    "prompt_cleaning": {"diffusers"},
 }
 HOST = {
     "comfy",
@@ -90,7 +97,7 @@ def test_every_part_has_its_place():
 def test_the_reader_of_imports_sees_all_forms():
     found = set(imports(CORE / "broadcast" / "run.py")) | set(imports(CORE / "pipeline.py"))
     assert {"torch.Tensor", "pab_core.models.layers.Branch", "pab_core.broadcast.schedule.ScheduleTable"} <= found
-    assert "pab_core.autoencoders.open_sora.OpenSoraVAE" in found  # imported inside a function
+    assert "pab_core.autoencoders.choose_tiling" in found  # imported inside a function
     assert core_part("pab_core.models.layers.Branch") == "models"
     assert core_part("pab_core.PabError") == "__init__"
     assert core_part("torch") is None
@@ -135,7 +142,9 @@ def test_nothing_unpickles():
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)
-            assert called not in {"torch.load", "eval", "exec"}, f"{path}: {called}"
+            assert called not in {"eval", "exec"}, f"{path}: {called}"
+            if called == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), path
             if called in {"np.load", "numpy.load"}:
                 assert "allow_pickle=True" not in ast.unparse(node), path
 

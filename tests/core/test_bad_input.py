@@ -115,7 +115,9 @@ def test_unknown_models(tmp_path: Path):
     told = refused("generate", PROMPT, "--model", tmp_path / "nowhere", "-o", tmp_path / "a.mp4")
     assert "or give a checkpoint's folder" in told
     told = refused("generate", PROMPT, "--model", "open-sora", "-o", tmp_path / "a.mp4")
-    assert told.startswith("Open-Sora 1.2 is not downloaded. Give the folder of its checkpoint")
+    assert told.startswith(
+        "Open-Sora 1.2 is not downloaded. Fetch it with `pab download open-sora`, or give the folder"
+    )
     assert refused("schedule", "--model", "opensora").startswith(
         "There is no model named 'opensora'. Did you mean open-sora"
     )

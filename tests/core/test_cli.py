@@ -127,7 +127,7 @@ def interrupt(*arguments: Any, **options: Any) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("stage", ["load", "encode_prompt", "decode"])
+@pytest.mark.parametrize("stage", ["from_checkpoint", "encode_prompt", "decode"])
 def test_ctrl_c_is_one_line_and_no_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str):
     out = tmp_path / "out.mp4"
     monkeypatch.setattr(Pipeline, stage, interrupt)

@@ -19,7 +19,7 @@ PROMPT = "a red ball rolls left over a green floor"
 
 
 def test_without_weights_the_name_says_how_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setitem(checkpoints.DEMOS, "demo", tmp_path)
     with pytest.raises(PabError, match=r"no trained weights of the demo model.*pab_core\.demo\.train --output"):
         Pipeline.load("demo", device="cpu")
     result = CliRunner().invoke(app, ["generate", PROMPT, "-o", str(tmp_path / "a.mp4")])
@@ -41,7 +41,7 @@ def test_the_checkpoint_is_small_and_in_half_precision(demo_folder: Path):
 def test_the_name_loads_it_and_makes_the_models_own_clip(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", demo_folder)
+    monkeypatch.setitem(checkpoints.DEMOS, "demo", demo_folder)
     out = tmp_path / "out.mp4"
     options = ["--model", "demo", "--policy", "pab246", "--seed", "1", "--steps", "4", "--device", "cpu"]
     result = CliRunner().invoke(app, ["generate", PROMPT, *options, "-o", str(out)])
@@ -53,11 +53,11 @@ def test_the_name_loads_it_and_makes_the_models_own_clip(
 
 
 def test_what_is_known_without_weights_is_what_the_training_writes(demo_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", demo_folder)
+    monkeypatch.setitem(checkpoints.DEMOS, "demo", demo_folder)
     pipe = Pipeline.load("demo", device="cpu")
     assert pipe.spec == MODELS["demo"]
     _, with_weights = checkpoints.known_model("demo")
-    monkeypatch.setattr(checkpoints, "DEMO_FOLDER", demo_folder / "nowhere")
+    monkeypatch.setitem(checkpoints.DEMOS, "demo", demo_folder / "nowhere")
     assert checkpoints.known_model("demo") == (pipe.spec, with_weights)
 
 

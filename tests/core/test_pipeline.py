@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def test_off_is_the_plain_model_to_the_bit(pipe: Pipeline):
     null = model.y_embedder.y_embedding[None, : text.tokens.shape[1]]
     y = torch.stack([text.tokens, null])
     times = [
-        *pipe.flow.timesteps(ABOUT["steps"], ABOUT["num_frames"], ABOUT["height"], ABOUT["width"]),
+        *pipe.sampler.timesteps(ABOUT["steps"], ABOUT["num_frames"], ABOUT["height"], ABOUT["width"]),
         torch.tensor(0.0),
     ]
     size = {key: torch.tensor([float(ABOUT[key])]) for key in ("fps", "height", "width")}
@@ -302,7 +303,7 @@ def test_a_cancelled_decode_leaves_nothing(pipe: Pipeline):
 def test_the_preview_is_small_and_in_colour(pipe: Pipeline):
     latents = pipe.prepare_latents(1)
     for matrix in (pipe.preview_matrix, None):
-        shown = Pipeline(pipe.spec, pipe.transformer, pipe.vae, pipe.text_encoder, preview_matrix=matrix)
+        shown = replace(pipe, preview_matrix=matrix)
         picture = shown.preview(latents)
         assert picture.shape == (5, 4, 6, 3)
         assert picture.dtype == torch.uint8

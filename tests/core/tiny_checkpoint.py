@@ -82,6 +82,8 @@ ABOUT: dict[str, Any] = {
     "fps": 8,
     "steps": 10,
     "guidance": 3.0,
+    "cleaning": "plain",
+    "prompt_scores": False,
 }
 CORPUS = [
     f"a {size} {colour} {shape} {motion} over a {floor} floor"

@@ -1,0 +1,95 @@
+"""`pab bench`: measure. As in cli, torch is imported inside the commands."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from .cli_options import (
+    STYLE,
+    DeviceOption,
+    FramesOption,
+    JsonOption,
+    ModelOption,
+    PolicyOption,
+    SeedOption,
+    SizeOption,
+    StepsOption,
+    frames_of,
+    size_of,
+    whole,
+)
+from .terminal import answered, progress, shares
+
+bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=STYLE)
+
+
+@bench.command()
+def flops(
+    model: Annotated[str, typer.Option("--model", "-m", help="open-sora, latte or open-sora-plan.")] = "open-sora",
+    policy: PolicyOption = "pab246",
+    text_tokens: Annotated[
+        str | None, typer.Option("--text-tokens", metavar="N", help="Tokens of the prompt; default: the paper's.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the FLOPs of one video at the paper's settings, full size. Needs no weights."""
+    with answered():
+        from .evaluate.flops import describe_flops, video_flops
+
+        tokens = whole(text_tokens)
+        (report,) = video_flops(model, [policy], tokens)
+        typer.echo(json.dumps(report.to_json()) if as_json else describe_flops(report, tokens))
+
+
+@bench.command()
+def speed(
+    model: ModelOption = "demo",
+    policy: Annotated[list[str] | None, typer.Option("--policy", "-p", help="May be repeated; default: all.")] = None,
+    repeat: Annotated[str, typer.Option(metavar="N", help="Rounds; the median is told.")] = "3",
+    seed: SeedOption = "1",
+    steps: StepsOption = None,
+    frames: FramesOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the denoising with and without broadcast, in turn, and compare the videos."""
+    with answered():
+        from .broadcast import preset_names
+        from .checkpoints import find_model
+        from .evaluate.bench import check_rounds, measure_speed
+        from .pipeline import Pipeline, check_device, check_seed, schedule_for
+
+        spec = find_model(model).spec
+        names = [name for name in policy or preset_names(spec.family) if name != "off"]
+        rounds = check_rounds(whole(repeat))
+        number, clip = check_seed(whole(seed)), {"num_frames": frames_of(frames), **size_of(size)}
+        for name in names:
+            schedule_for(spec, name, steps=whole(steps), **clip)
+        check_device(device)
+        with progress() as show:
+            show("load", 0, 0)
+            report = measure_speed(
+                Pipeline.load(model, device=device),
+                names,
+                seed=number,
+                repeat=rounds,
+                steps=whole(steps),
+                **clip,
+                on_run=lambda done, total: show("runs", done, total),
+            )
+        if as_json:
+            typer.echo(json.dumps(report.to_json()))
+            return
+        machine = ", ".join(f"{name} {value}" for name, value in report.machine.items())
+        about = report.settings
+        typer.echo(f"{report.model}, {report.weights} weights; {machine}")
+        typer.echo(
+            f"{about['num_frames']} frames, {about['width']}x{about['height']}, {about['steps']} steps, "
+            f"{about['repeat']} rounds in turn\n"
+        )
+        typer.echo("policy    median s  speed-up  PSNR dB    reused")
+        for row in report.rows:
+            near = "identical" if row.psnr is None else f"{row.psnr:.2f}"
+            typer.echo(f"{row.policy:9} {row.median:8.2f}  {row.speedup:7.2f}x  {near:9}  {shares(row.reused)}")

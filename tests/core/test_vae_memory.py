@@ -1,0 +1,174 @@
+"""What a decode is said to need beside the bytes of tensors that really live at once, and the choice of tiles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from small_vaes import KINDS, small_vae, waves
+
+from pab_core.autoencoders import Tiling, VideoVAE, build_vae, choose_tiling, decode_bytes
+from pab_core.autoencoders.budget import USABLE
+from pab_core.autoencoders.open_sora_plan import CausalVAE
+from pab_core.errors import PabError
+from pab_core.evaluate.live_bytes import LiveBytes, peak_live_bytes
+
+MIB = 2**20
+SD: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+}
+RELEASED: dict[str, tuple[str, dict[str, Any]]] = {
+    "open-sora": ("stdit3", {}),
+    "latte": ("latte", SD | {"_class_name": "AutoencoderKL", "up_block_types": ["UpDecoderBlock2D"] * 4}),
+    "latte-temporal": ("latte", SD | {"_class_name": "AutoencoderKLTemporalDecoder"}),
+    "open-sora-plan": ("open-sora-plan", {}),
+}
+
+
+def released(kind: str) -> VideoVAE:
+    """The autoencoder in its released size, without weights."""
+    with torch.device("meta"):
+        return build_vae(*RELEASED[kind])
+
+
+# ------------------------------------------------------------------------------------------------ the measure
+
+
+def test_live_bytes_counts_storages_from_birth_to_death():
+    weight = torch.randn(1000)
+    with LiveBytes() as live:
+        first = weight * 2
+        assert live.now == 4000
+        view = first.view(10, 100)[2:]
+        same = first.relu_()
+        assert live.now == 4000
+        both = torch.cat([first, first])
+        assert live.now == 12000
+        del first, same
+        assert live.now == 12000  # the view still holds it
+        del view
+        assert live.now == 8000
+        del both
+    assert (live.now, live.peak) == (0, 12000)
+    assert peak_live_bytes(lambda: (weight + 1).sum()) == 4004
+
+
+# ------------------------------------------------------------------------------------------------ the prediction
+
+TILINGS = (None, Tiling(1000, 5), Tiling(48, 5), Tiling(40, 9, 0.5), Tiling(32, 17, 0.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [((17, 32, 56), torch.float32), ((5, 64, 48), torch.bfloat16), ((1, 64, 64), torch.float32)],
+    ids=str,
+)
+@torch.no_grad()
+def test_the_prediction_meets_what_lives_at_once(
+    kind: str, size: tuple[int, int, int], dtype: torch.dtype, record_property
+):
+    vae = small_vae(kind).to(dtype)
+    try:
+        z = waves(vae, *size).to(dtype)
+        # In steps as Open-Sora-Plan's authors have it, which is for their autoencoder only.
+        for tiling in (*TILINGS, *([Tiling(40, 9, even=False)] if kind == "open-sora-plan" else [])):
+            measured = peak_live_bytes(lambda tiling=tiling: vae.decode(z, size[0], tiling=tiling))
+            said = decode_bytes(vae, *size, dtype, tiling)
+            record_property(str(tiling), said / measured)
+            print(f"{kind} {size} {tiling}: {measured} bytes, said {said / measured:.3f} of it")
+            assert said == pytest.approx(measured, rel=0.05), tiling
+    finally:
+        vae.float()
+
+
+@pytest.mark.parametrize("kind", RELEASED)
+@torch.no_grad()
+def test_the_prediction_holds_in_the_released_size(kind: str):
+    vae = build_vae(*RELEASED[kind]).eval()
+    measured = peak_live_bytes(lambda: vae.decode(torch.zeros(1, 4, *vae.latent_size(1, 40, 48)), 1))
+    assert decode_bytes(released(kind), 1, 40, 48, torch.float32) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder_temporal_upsample": ["", "", "TimeUpsample2x", "TimeUpsample2x"]},
+        {"decoder_resnet_blocks": ["ResnetBlock2D"] * 4, "decoder_conv_in": "Conv2d", "decoder_conv_out": "Conv2d"},
+        {"resolution": 32, "attn_resolutions": [4, 8]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+@torch.no_grad()
+def test_the_prediction_knows_all_parts_of_the_causal_autoencoder(change: dict[str, Any]):
+    config = {"hidden_size": 32, "hidden_size_mult": [1, 1, 1, 1], "num_res_blocks": 1} | change
+    vae = CausalVAE.from_config(config).eval()
+    measured = peak_live_bytes(lambda: vae.decode(torch.zeros(1, 4, 2, 5, 6), 5))
+    assert decode_bytes(vae, 5, 40, 48, torch.float32) == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_encoding_needs_no_more_than_decoding(kind: str):
+    vae = small_vae(kind)
+    video = torch.zeros(1, 3, 9, 48, 64)
+    for tiling in TILINGS:
+        measured = peak_live_bytes(lambda tiling=tiling: vae.encode(video, tiling=tiling))
+        assert measured <= decode_bytes(vae, 9, 48, 64, torch.float32, tiling), tiling
+
+
+# ------------------------------------------------------------------------------------------------ the choice
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("open-sora", 51), ("latte-temporal", 16), ("open-sora-plan", 65)])
+def test_tiles_shrink_with_the_free_memory_and_fit_in_it(kind: str, frames: int):
+    vae = released(kind)
+    size = (frames, 512, 512)
+    needed = decode_bytes(vae, *size, torch.bfloat16, vae.authors_tiling)
+    assert choose_tiling(vae, *size, torch.bfloat16, int(needed / USABLE) + 1) == vae.authors_tiling
+    before = needed
+    seen = set()
+    for free in (needed // 1, needed // 2, needed // 4, needed // 8):
+        tiling = choose_tiling(vae, *size, torch.bfloat16, free)
+        assert tiling is not None
+        bound = decode_bytes(vae, *size, torch.bfloat16, tiling)
+        assert bound <= USABLE * free
+        assert bound <= before
+        before = bound
+        # No waste: the next larger tiles of the same length would not fit.
+        larger = Tiling(tiling.pixels + 128, tiling.frames)
+        assert tiling.pixels == 512 or decode_bytes(vae, *size, torch.bfloat16, larger) > USABLE * free
+        seen.add(tiling)
+    assert len(seen) > 2
+
+
+def test_whole_frames_are_kept_as_long_as_fewer_at_once_help():
+    tiling = choose_tiling(released("open-sora"), 51, 720, 1280, torch.bfloat16, 4 * 1024 * MIB)
+    assert tiling == Tiling(1280, 2)
+    assert choose_tiling(released("latte"), 16, 512, 512, torch.bfloat16, 1024 * MIB) is None
+
+
+@torch.no_grad()
+def test_a_decode_with_the_chosen_tiles_stays_within_the_free_memory():
+    vae = small_vae("latte-temporal")
+    z = torch.zeros(1, 4, *vae.latent_size(16, 96, 112))
+    free = 24 * MIB
+    assert peak_live_bytes(lambda: vae.decode(z, 16)) > 4 * free
+    tiling = choose_tiling(vae, 16, 96, 112, torch.float32, free)
+    assert peak_live_bytes(lambda: vae.decode(z, 16, tiling=tiling)) <= free
+
+
+@pytest.mark.parametrize("kind", RELEASED)
+def test_too_little_memory_for_the_smallest_tiles_is_told_with_what_would_do(kind: str):
+    vae = released(kind)
+    with pytest.raises(PabError, match=r"^Decoding 17 frames of 512 x 480 pixels needs .* in tiles of 128") as caught:
+        choose_tiling(vae, 17, 480, 512, torch.bfloat16, 20 * MIB)
+    assert "but 20 MiB are free" in str(caught.value)
+    needed = int(str(caught.value).split(" needs ")[1].split(" MiB")[0].replace(",", ""))
+    assert choose_tiling(vae, 17, 480, 512, torch.bfloat16, needed * MIB) is not None
+    with pytest.raises(PabError):
+        choose_tiling(vae, 17, 480, 512, torch.bfloat16, (needed - 1) * MIB)
