@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
+from diffusers.models.upsampling import Upsample2D
 from small_vaes import KINDS, small_vae, waves
 
-from pab_core.autoencoders import Tiling, VideoVAE, build_vae, choose_tiling, decode_bytes
+from pab_core.autoencoders import Tiling, VideoVAE, build_vae, causal, choose_tiling, decode_bytes, memory, temporal
 from pab_core.autoencoders.budget import USABLE
+from pab_core.autoencoders.memory import Size
 from pab_core.autoencoders.open_sora_plan import CausalVAE
 from pab_core.errors import PabError
 from pab_core.evaluate.live_bytes import LiveBytes, peak_live_bytes
@@ -75,8 +80,9 @@ def test_the_prediction_meets_what_lives_at_once(
     vae = small_vae(kind).to(dtype)
     try:
         z = waves(vae, *size).to(dtype)
-        # In steps as Open-Sora-Plan's authors have it, which is for their autoencoder only.
-        for tiling in (*TILINGS, *([Tiling(40, 9, even=False)] if kind == "open-sora-plan" else [])):
+        # Open-Sora-Plan's shares a frame between pieces, and its authors start tiles at fixed steps.
+        own = Tiling(40, 9, even=False) if kind == "open-sora-plan" else Tiling(48, 2)
+        for tiling in (*TILINGS, own):
             measured = peak_live_bytes(lambda tiling=tiling: vae.decode(z, size[0], tiling=tiling))
             said = decode_bytes(vae, *size, dtype, tiling)
             record_property(str(tiling), said / measured)
@@ -84,6 +90,43 @@ def test_the_prediction_meets_what_lives_at_once(
             assert said == pytest.approx(measured, rel=0.05), tiling
     finally:
         vae.float()
+
+
+BLOCKS: dict[str, tuple[Callable[[], Any], Callable[[Any, Size], tuple[int, Size]]]] = {
+    "resnet": (lambda: ResnetBlock2D(in_channels=32, temb_channels=None), memory.resnet),  # pyright: ignore
+    "resnet, wider": (
+        lambda: ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=None),  # pyright: ignore
+        memory.resnet,
+    ),
+    "attention": (lambda: UNetMidBlock2D(32, None, attention_head_dim=32).attentions[0], memory.attention),  # pyright: ignore
+    "upsample": (lambda: Upsample2D(32, use_conv=True), memory.upsample),
+    "chunk conv": (lambda: temporal.CausalConv3d(32, 64, 3), memory.causal_conv),
+    "chunk resnet": (lambda: temporal.ResidualBlock(32, 32, temporal.TemporalConfig()), memory.causal_resnet),
+    "chunk resnet, wider": (lambda: temporal.ResidualBlock(32, 64, temporal.TemporalConfig()), memory.causal_resnet),
+    "causal conv": (lambda: causal.CausalConv3d(32, 64, 3), memory.causal_conv),
+    "causal resnet": (lambda: causal.ResidualBlock(32, 32), memory.causal_resnet),
+    "causal resnet, narrower": (lambda: causal.ResidualBlock(64, 32), memory.causal_resnet),
+    "frame attention": (lambda: causal.FrameAttention(32), memory.frame_attention),
+    "space upsample": (lambda: causal.SpaceUpsample(32), memory.upsample),
+    "time stretch": (lambda: causal.TimeStretch(32), memory.time_stretch),
+    "time upsample": (lambda: causal.TimeUpsample(32), memory.time_upsample),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_each_block_is_known_to_the_byte_of_its_feature_maps(name: str):
+    make, said = BLOCKS[name]
+    block = make().eval()
+    channels = 64 if "narrower" in name else 32
+    size = Size(channels, 6, 8, 10)
+    images = type(block).__module__.startswith("diffusers")
+    x = torch.zeros(6, channels, 8, 10) if images else torch.zeros(1, channels, 6, 8, 10)
+    given = (x, None) if isinstance(block, ResnetBlock2D) else (x,)
+    measured = size.elements + peak_live_bytes(lambda: block(*given)) / 4
+    peak, out = said(block, size)
+    with torch.no_grad():
+        assert out.elements == block(*given).numel()
+    assert peak == pytest.approx(measured, rel=0.03)
 
 
 @pytest.mark.parametrize("kind", RELEASED)

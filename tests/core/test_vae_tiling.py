@@ -75,6 +75,17 @@ def test_what_sees_only_itself_comes_out_as_from_the_whole(size: tuple[int, int,
     torch.testing.assert_close(tiled(lambda part, kept: F.avg_pool3d(part, (1, 3, 3)), wide, pieces, tile, (3, 1)), x)
 
 
+def test_pixels_that_fill_no_latent_one_go_to_the_last_tiles():
+    seen: list[tuple[int, int]] = []
+
+    def convert(part: Tensor, kept: int) -> Tensor:
+        seen.append((part.shape[3], part.shape[4]))
+        return F.avg_pool3d(part, (1, 3, 3))
+
+    tiled(convert, torch.zeros(1, 1, 1, 20, 32), separate([1], [1]), Tile(6, 2, even=True), (3, 1))
+    assert seen == [(20, 18), (20, 20)]
+
+
 @torch.no_grad()
 def test_a_seam_fades_from_one_tile_to_the_next():
     colours = iter([0.0, 1.0, 10.0, 11.0])  # left and right, above and below

@@ -45,7 +45,7 @@ def test_the_template_makes_the_command_lines_frames(server: ComfyServer, templa
     sampler = node_of(template, "PABSampler")
     given = template[sampler]["inputs"]
     options = {
-        "model": server.base / "models" / "pab" / template[node_of(template, "PABLoadModel")]["inputs"]["model"],
+        "model": template[node_of(template, "PABLoadModel")]["inputs"]["model"],
         "policy": template[node_of(template, "PABBroadcast")]["inputs"]["policy"],
         "seed": given["seed"],
         "steps": given["steps"],
@@ -132,7 +132,7 @@ def test_all_ranges_at_1_without_mlp_is_off(server: ComfyServer, short: Prompt) 
 
 def test_a_checkpoint_folder_in_models_pab_is_offered_and_runs(server: ComfyServer, template: Prompt) -> None:
     model = server.object_info("PABLoadModel")["PABLoadModel"]["input"]["required"]["model"]
-    assert model[1]["options"] == ["demo", "demo-random", "tiny"]
+    assert model[1]["options"] == ["demo", "tiny"]
     change(template, "PABLoadModel", model="tiny")
     change(template, "PABTextEncode", prompt="a red ball")
     change(template, "PABSampler", steps=0, guidance=0, width=0, height=0, frames=0)  # the model's own
@@ -175,7 +175,7 @@ def test_latents_of_another_model_are_refused(server: ComfyServer, short: Prompt
     change(short, "PABDecode", latent=["foreign", 0])
     end = server.wait(server.queue(short))
     assert end.kind == "execution_error"
-    assert "do not come from demo-random" in end.data["exception_message"]
+    assert "do not come from the demo model" in end.data["exception_message"]
 
 
 def test_an_over_long_prompt_is_cut_and_the_node_says_where(server: ComfyServer, short: Prompt) -> None:
