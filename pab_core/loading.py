@@ -117,7 +117,12 @@ def load_weights(
     left_out = len(stored) - len(given)
     for one, other in (tied or {}).items():
         if one in given or other in given:
-            given[one] = given[other] = given[other] if other in given else given[one]
+            tensor = given[other] if other in given else given[one]
+            for name in (one, other):
+                if name in expected:
+                    given[name] = tensor
+                else:  # a name that only the file has
+                    given.pop(name, None)
     check_keys(str(source), expected, given, "its config.json" if source.is_dir() else "the model that it is read as")
 
     linears = large_linears(module) if storage == "fp8" else {}

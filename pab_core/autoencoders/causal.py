@@ -121,8 +121,8 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        # [B, C, T, h, w] -> [B, T, h w, C]
-        q, k, v = (layer(h).permute(0, 2, 3, 4, 1).flatten(2, 3) for layer in (self.q, self.k, self.v))
+        # [B, C, T, h, w] -> [B, T, h w, C]; copied, because torch builds the whole attention matrix for strided ones
+        q, k, v = (layer(h).permute(0, 2, 3, 4, 1).flatten(2, 3).contiguous() for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)
         return x + self.proj_out(h)
 

@@ -142,13 +142,13 @@ def time_stretch(module: Any, size: Size) -> tuple[int, Size]:
     if size.frames == 1:
         return size.elements, size
     out = size._replace(frames=2 * size.frames - 1)
-    return size.elements + 2 * out.elements, out
+    return size.elements + 2 * out.elements - out._replace(frames=1).elements, out
 
 
 def time_upsample(module: Any, size: Size) -> tuple[int, Size]:
-    """Input, the stretched clip, its share of the mixture, and a convolution of it, then two products and their sum."""
+    """Input, the stretched clip, its share of the mixture, and a convolution of it; then that's share and the sum."""
     peak, out = time_stretch(module, size)
-    return max(peak, size.elements + out.elements + max(causal_conv(module.conv, out)[0], 4 * out.elements)), out
+    return max(peak, size.elements + max(out.elements + causal_conv(module.conv, out)[0], 4 * out.elements)), out
 
 
 def temporal_decoder(vae: temporal.TemporalVAE, size: Size) -> tuple[int, Size]:

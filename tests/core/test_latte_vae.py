@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 from safetensors.torch import save_file
+from small_vaes import LATTE, small_vae
 
 from pab_core.autoencoders import CausalVAE, LatteVAE, OpenSoraVAE, build_vae
 from pab_core.errors import PabError
@@ -198,3 +199,18 @@ def test_a_family_has_its_autoencoder():
         assert kinds == {"stdit3": OpenSoraVAE, "latte": LatteVAE, "open-sora-plan": CausalVAE}
         with pytest.raises(PabError, match="family 'flux'; known are stdit3, latte, open-sora-plan"):
             build_vae("flux", {})
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_files_of_an_older_diffusers_load_too(tmp_path: Path, former: bool):
+    vae = small_vae("latte")
+    assert isinstance(vae, LatteVAE)
+    names = {now: then for then, now in vae.former_names().items()}
+    assert names
+    weights = {names.get(key, key) if former else key: value for key, value in vae.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        loaded = build_vae("latte", LATTE)
+    assert isinstance(loaded, LatteVAE)
+    load_weights(loaded, tmp_path / "model.safetensors", torch.float32, tied=loaded.former_names())
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in vae.state_dict().items())
