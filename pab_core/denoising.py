@@ -41,6 +41,7 @@ def denoise_by_velocity(model: Any, sampler: Any, task: Task, run: BroadcastRun,
     """STDiT3 along a rectified flow, guided against its learned null text."""
     assert isinstance(model, STDiT3)
     assert isinstance(sampler, RectifiedFlow)
+    run.begin(model)
     tokens, device = task.text.tokens, task.noise.device
     guided = task.guidance != 1
     # [2B, 1, L, D]: with the prompts, then without; both see as many tokens as the prompt has.
@@ -83,6 +84,7 @@ def denoise_by_noise(model: Any, sampler: Any, task: Task, run: BroadcastRun, on
     assert isinstance(sampler, NoiseSampler)
     if task.cond_mask is not None:
         raise PabError("This model makes videos from text only; given pictures or clips are for Open-Sora.")
+    run.begin(model)
     text, mask = task.text.tokens, task.text.mask
     if task.guidance > 1:
         if task.text.negative is None:
@@ -98,7 +100,7 @@ def denoise_by_noise(model: Any, sampler: Any, task: Task, run: BroadcastRun, on
     return sampler.sample(
         predict,
         task.noise,
-        task.steps,
+        task.table.sampler_steps or task.steps,
         guidance=task.guidance,
         generator=task.generator,
         on_step=lambda state: on_step(state.step, state.steps, state.clean),

@@ -1,18 +1,25 @@
-"""Pyramid Attention Broadcast: a policy and the run's timesteps resolve to one table, which one run then follows."""
+"""Pyramid Attention Broadcast and its rivals: a policy and the run's timesteps resolve to one table, which one run then
+follows."""
 
+from .find import AnyPolicy, customise, find_policy, policy_names
+from .find import find_policy as preset
 from .policy import MlpRule, Policy, Window
-from .presets import customise, preset, preset_names
+from .presets import preset_names
 from .run import BroadcastRun
-from .schedule import ScheduleTable, resolve
+from .schedule import ScheduleTable, resolve, steps_of
 
 __all__ = [
+    "AnyPolicy",
     "BroadcastRun",
     "MlpRule",
     "Policy",
     "ScheduleTable",
     "Window",
     "customise",
+    "find_policy",
+    "policy_names",
     "preset",
     "preset_names",
     "resolve",
+    "steps_of",
 ]

@@ -23,9 +23,7 @@ class Marks:
 ASCII = Marks(computed="#", reused=".", partly="+", window="-")
 
 
-def draw_schedule(
-    table: ScheduleTable, policy: Policy | None = None, *, width: int = 80, marks: Marks | None = None
-) -> str:
+def draw_schedule(table: ScheduleTable, policy: object = None, *, width: int = 80, marks: Marks | None = None) -> str:
     """Rows: the kinds; columns: the steps, in as many strips as the width asks for; at the end the share reused.
 
     Args:
@@ -44,9 +42,7 @@ def draw_schedule(
     return "\n".join([*lines, *_legend(table, policy, marks)])
 
 
-def _strip(
-    table: ScheduleTable, policy: Policy | None, steps: range, cell: int, marks: Marks, *, last: bool
-) -> list[str]:
+def _strip(table: ScheduleTable, policy: object, steps: range, cell: int, marks: Marks, *, last: bool) -> list[str]:
     """The lines for a part of the steps."""
     lines = [_axis("step", [str(i) for i in range(table.steps)], steps, cell)]
     for kind in table.kinds:
@@ -77,9 +73,9 @@ def _axis(label: str, names: list[str], steps: range, cell: int) -> str:
     return line
 
 
-def _windows(table: ScheduleTable, policy: Policy | None) -> list[tuple[str, list[bool]]]:
+def _windows(table: ScheduleTable, policy: object) -> list[tuple[str, list[bool]]]:
     """Label and steps of each window in which some kind of attention is broadcast; one line where they agree."""
-    if policy is None:
+    if not isinstance(policy, Policy):
         return []
     found: dict[str, list[bool]] = {}
     for kind in table.kinds:
@@ -93,7 +89,7 @@ def _windows(table: ScheduleTable, policy: Policy | None) -> list[tuple[str, lis
     return [(f"w.{kind}"[: _LABEL - 1], inside) for kind, inside in found.items()]
 
 
-def _legend(table: ScheduleTable, policy: Policy | None, marks: Marks) -> list[str]:
+def _legend(table: ScheduleTable, policy: object, marks: Marks) -> list[str]:
     parts = [f"{marks.computed} computed", f"{marks.reused} reused"]
     if any(0 < share < 1 for kind in table.kinds for share in table.reused_row(kind)):
         parts.append(f"{marks.partly} reused in some blocks")

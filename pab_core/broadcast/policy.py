@@ -12,6 +12,7 @@ from ..errors import PabError
 from ..models.layers import Stream
 
 Unit = Literal["fraction", "step", "timestep"]
+TO_THE_END = 10**9  # a broadcast range that outlasts every run: computed once, then reused to the end of the window
 _ATTENTION = ("spatial", "temporal", "cross")
 
 
@@ -119,12 +120,18 @@ class Policy:
     mlp_spatial: tuple[MlpRule, ...] = ()
     mlp_temporal: tuple[MlpRule, ...] = ()
     period: int | None = None
+    scores: bool = False  # attention reuses its scores in place of its update: slower, the paper's ablation
+    steps: int | None = None  # that the run makes, whatever it is asked for
+    # Which of spatial, temporal, cross and window were set by hand: they must fit the run.
+    checked: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for kind in _ATTENTION:
             check_range(kind, getattr(self, kind))
         if self.period is not None and (isinstance(self.period, bool) or self.period < 1):
             raise PabError(f"A policy counts steps in periods of 1 or more calls of the model, not {self.period!r}.")
+        if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
+            raise PabError(f"A policy of fewer steps makes 1 or more of them, not {self.steps!r}.")
 
     def range_of(self, kind: str) -> int:
         return getattr(self, kind)
@@ -137,6 +144,7 @@ class Policy:
 
     @property
     def is_off(self) -> bool:
+        """Whether nothing is reused."""
         return self.spatial == self.temporal == self.cross == 1 and not (self.mlp_spatial or self.mlp_temporal)
 
     def with_changes(
@@ -172,7 +180,8 @@ class Policy:
             said.append("mlp=on" if mlp else "mlp=off")
         if (changed.window, changed.windows) != (self.window, self.windows):
             said.append(f"window={changed.window.text}")
-        return replace(changed, name=" ".join([self.name, *said]))
+        checked = tuple(dict.fromkeys([*self.checked, *(name for name in given if given[name] is not None)]))
+        return replace(changed, name=" ".join([self.name, *said]), checked=checked)
 
     @classmethod
     def from_authors(cls, config: Mapping[str, Any], name: str = "authors", steps: int | None = None) -> "Policy":

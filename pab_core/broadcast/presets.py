@@ -6,12 +6,9 @@ for which the authors tuned them (Open-Sora 1.2: 480p, 51 frames, 30 steps; Latt
 NUS-HPC-AI-Lab/VideoSys and arXiv 2408.12588.
 """
 
-import difflib
 import math
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ..errors import PabError
 from .policy import MlpRule, Policy, Window, mlp_rules
 
 
@@ -61,52 +58,9 @@ def family_mlp_rules(family: str, depth: int) -> tuple[MlpRule, ...]:
     return mlp_rules(f.mlp_at, f.mlp_skip, range(math.ceil(f.mlp_depth * depth - 1e-9)))
 
 
-def preset(name: str, family: str, depth: int) -> Policy:
-    """A policy by name: "off", or "pab" and the ranges of spatial, temporal and cross attention, as in "pab246".
-
-    Raises:
-        PabError: there is no policy of that name.
-    """
-    if name == "off":
-        return Policy(name="off")
-    ranges = re.fullmatch(r"pab([1-9])([1-9])([1-9])", name)
-    if ranges is None:
-        known = preset_names(family)
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise PabError(
-            f"There is no policy named '{name}'.{hint} Known are {', '.join(known)}, and pab followed by any three "
-            "ranges (spatial, temporal, cross), such as pab444."
-        )
-    spatial, temporal, cross = (int(digit) for digit in ranges.groups())
+def pab(name: str, spatial: int, temporal: int, cross: int, family: str, depth: int) -> Policy:
+    """Pyramid Attention Broadcast with these ranges, in the family's window and with its MLP rules."""
     # As with the authors, no kind of attention broadcast means no broadcast at all.
     rules = family_mlp_rules(family, depth) if max(spatial, temporal, cross) > 1 else ()
-    return Policy(name, spatial, temporal, cross, FAMILIES[family].window, mlp_spatial=rules, mlp_temporal=rules)
-
-
-def customise(
-    policy: str | Policy,
-    family: str,
-    depth: int,
-    *,
-    spatial: int | None = None,
-    temporal: int | None = None,
-    cross: int | None = None,
-    mlp: bool | None = None,
-    window: Window | None = None,
-) -> Policy:
-    """A policy, by name or itself, with a user's own settings on top; None leaves a setting as the policy has it.
-
-    Where the policy is off, it has neither a window nor MLP rules of its own: those of the family are taken.
-
-    Raises:
-        PabError: unknown name, or a range that is not a whole number, 1 or more.
-    """
-    base = preset(policy, family, depth) if isinstance(policy, str) else policy
-    rules = family_mlp_rules(family, depth)
-    changed = base.with_changes(
-        spatial=spatial, temporal=temporal, cross=cross, mlp=mlp, window=window, mlp_rules=rules
-    )
-    if base.is_off and base.window == Window() and window is None and not changed.is_off:
-        return replace(changed, window=FAMILIES[family].window)
-    return changed
+    window = FAMILIES[family].window
+    return Policy(name, spatial, temporal, cross, window, mlp_spatial=rules, mlp_temporal=rules)

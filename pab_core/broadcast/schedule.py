@@ -4,10 +4,42 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
+from torch import Tensor
+
+from ..errors import PabError
 from ..models.layers import Branch, Kind, Stream
-from .policy import MlpRule, Policy
+from .policy import TO_THE_END, MlpRule, Policy
+
+
+class Decision(Protocol):
+    """A dynamic policy's state in one run."""
+
+    def reuse(self, step: int, steps: int, x: Tensor, cond: Any) -> bool:
+        """Whether a step reuses the whole model's update; asked once a step, before its first block.
+
+        Args:
+            x: what the first block is given, [B, T, S, D].
+            cond: what all blocks are given, see the models' `Conditioning`.
+        """
+        ...
+
+
+class DynamicPolicy(Protocol):
+    """Decides in the run."""
+
+    def begin(self, model: Any) -> Decision: ...
+
+
+class Plan(Protocol):
+    """A policy of its own form: it makes the table itself."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def steps(self) -> int | None: ...
+    def resolve(self, timesteps: tuple[float, ...], branches: tuple[Branch, ...]) -> "ScheduleTable": ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,16 +48,31 @@ class ScheduleTable:
 
     `source[branch][step]` is the step at which the update used at `step` was computed: `step` itself where it is
     computed, an earlier step where it is reused.
+
+    groups: neighbouring branches, in the order in which they run, that are always reused together and so are kept as
+    one tensor, the sum of their updates.
+    scores: attention reuses its scores, softmax(q k), in place of its update.
+    decide: the run decides itself at which steps everything is reused; `source` then says that all is computed.
+    sampler_steps: asked of the sampler in place of what the user asked for.
     """
 
     policy: str
     timesteps: tuple[float, ...]
     source: Mapping[Branch, tuple[int, ...]]
+    groups: tuple[tuple[Branch, ...], ...] = ()
+    scores: bool = False
+    decide: DynamicPolicy | None = None
+    sampler_steps: int | None = None
 
     def __post_init__(self) -> None:
         for branch, steps in self.source.items():
             assert len(steps) == len(self.timesteps), branch
             assert all(s == i or (s < i and steps[s] == s) for i, s in enumerate(steps)), (branch, steps)
+        order = tuple(self.source)
+        for group in self.groups:
+            first = order.index(group[0])
+            assert order[first : first + len(group)] == group, "a group is of neighbours"
+            assert all(self.source[branch] == self.source[group[0]] for branch in group), "a group is reused as one"
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
 
     @property
@@ -44,6 +91,12 @@ class ScheduleTable:
         """(branch, step at which it was computed) -> the last step that reuses it; absent if none does."""
         last = {(b, s): i for b, steps in self.source.items() for i, s in enumerate(steps) if s != i}
         return MappingProxyType(last)
+
+    @property
+    def keepers(self) -> tuple[Branch, ...]:
+        """The branches in whose name an update is kept: of a group, its first."""
+        others = {branch for group in self.groups for branch in group[1:]}
+        return tuple(branch for branch in self.source if branch not in others)
 
     def reused_blocks(self, step: int, kind: Kind, stream: Stream) -> list[int]:
         """The blocks of a stream that reuse their `kind` branch at a step."""
@@ -85,16 +138,67 @@ class ScheduleTable:
         }
 
 
-def resolve(policy: Policy, timesteps: Sequence[float], branches: Iterable[Branch]) -> ScheduleTable:
-    """Applies a policy to the timesteps that a run will visit (one for each call of the model) and its branches."""
-    steps = len(timesteps)
+def resolve(policy: Policy | Plan, timesteps: Sequence[float], branches: Iterable[Branch]) -> ScheduleTable:
+    """Applies a policy to the timesteps that a run will visit (one for each call of the model) and its branches.
+
+    Raises:
+        PabError: what a user set in the policy does not fit the run: a window that holds none of its steps, a range
+            longer than it, a file for other steps.
+    """
+    places = tuple(float(t) for t in timesteps)
+    if not isinstance(policy, Policy):
+        return replace(policy.resolve(places, tuple(branches)), sampler_steps=policy.steps)
+    _check(policy, timesteps)
     attention = {kind: _attention_source(policy, kind, timesteps) for kind in ("spatial", "temporal", "cross")}
     source = {
         b: _mlp_source(policy.mlp_rules(b.stream), timesteps, b.block) if b.kind == "mlp" else attention[b.kind]
         for b in branches
     }
-    assert all(len(row) == steps for row in source.values())
-    return ScheduleTable(policy.name, tuple(float(t) for t in timesteps), source)
+    return ScheduleTable(policy.name, places, source, scores=policy.scores, sampler_steps=policy.steps)
+
+
+def steps_of(policy: Policy | Plan, asked: int) -> int:
+    """The steps to ask of the sampler: the policy's own, if it has any, else those `asked` for.
+
+    Raises:
+        PabError: the policy makes more steps than were asked for.
+    """
+    if policy.steps is None:
+        return asked
+    if policy.steps > asked:
+        raise PabError(
+            f"The policy {policy.name} makes {policy.steps} steps, more than the {asked} of the run: choose one of "
+            "fewer steps, or more steps."
+        )
+    return policy.steps
+
+
+def check_range_fits(kind: str, value: int, steps: int) -> None:
+    """PabError where a broadcast range is longer than the run."""
+    if steps < value < TO_THE_END:
+        raise PabError(
+            f"The {kind} broadcast range {value} is longer than the run, which calls the model {steps} times: choose a "
+            "smaller range or more steps."
+        )
+
+
+def empty_window_error(text: str, steps: int) -> PabError:
+    return PabError(
+        f"The broadcast window {text} holds none of the run's {steps} steps, so nothing would be reused: choose a "
+        "wider window or more steps, or the policy off to run without reuse."
+    )
+
+
+def _check(policy: Policy, timesteps: Sequence[float]) -> None:
+    steps = len(timesteps)
+    for kind in ("spatial", "temporal", "cross"):
+        if policy.range_of(kind) == 1:
+            continue
+        if kind in policy.checked:
+            check_range_fits(kind, policy.range_of(kind), steps)
+        window = policy.window_of(kind)
+        if "window" in policy.checked and not any((i, steps, t) in window for i, t in enumerate(timesteps)):
+            raise empty_window_error(window.text, steps)
 
 
 def _attention_source(policy: Policy, kind: Kind, timesteps: Sequence[float]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from pab_core.broadcast import (
     ScheduleTable,
     Window,
     customise,
-    preset,
+    find_policy,
     preset_names,
     resolve,
 )
@@ -50,6 +50,12 @@ def authors_config(
     return config | {"mlp_spatial_broadcast_config": rules, "mlp_temporal_broadcast_config": rules}
 
 
+def customised(policy: Any, family: str, depth: int, **changes: Any) -> Policy:
+    made = customise(policy, family, depth, **changes)
+    assert isinstance(made, Policy)
+    return made
+
+
 def decisions(table: ScheduleTable) -> dict[Branch, tuple[int, ...]]:
     return dict(table.source)
 
@@ -65,7 +71,7 @@ def test_a_range_is_a_whole_number_from_1(kind: str, value: Any, words: str):
     with pytest.raises(PabError, match=f"The {kind} broadcast range.*{words}"):
         Policy(**{kind: value})
     with pytest.raises(PabError, match=f"The {kind} broadcast range.*{words}"):
-        customise("pab246", "stdit3", 5, **{kind: value})
+        customised("pab246", "stdit3", 5, **{kind: value})
 
 
 @pytest.mark.parametrize(
@@ -124,15 +130,15 @@ def test_preset_names():
     assert preset_names("latte") == ("off", "pab236", "pab347", "pab469")
     for family in FAMILIES:
         for name in preset_names(family):
-            assert preset(name, family, 28).name == name
-    assert preset("off", "stdit3", 5).is_off
-    assert preset("pab111", "stdit3", 5).is_off
+            assert find_policy(name, family, 28).name == name
+    assert customised("off", "stdit3", 5).is_off
+    assert customised("pab111", "stdit3", 5).is_off
 
 
 @pytest.mark.parametrize(("name", "near"), [("pab24", "pab246"), ("pab2466", "pab246"), ("OFF", None), ("", None)])
 def test_an_unknown_policy_is_refused_with_near_names(name: str, near: str | None):
     with pytest.raises(PabError, match=f"There is no policy named '{name}'") as caught:
-        preset(name, "stdit3", 5)
+        find_policy(name, "stdit3", 5)
     assert "off, pab246, pab357, pab579" in str(caught.value)
     assert ("Did you mean" in str(caught.value)) == (near is not None)
     assert near is None or f"Did you mean {near}?" in str(caught.value)
@@ -148,7 +154,7 @@ def test_the_presets_are_the_authors_schedule_at_480p_51_frames_30_steps(name: s
         # The authors' literal keys are met by timesteps rounded to bfloat16 only, which is what they run.
         config = authors_config(AUTHORS_RANGES[name], (450, 930), (864, 788, 676), 2, 5)
         theirs = resolve(Policy.from_authors(config), entry["int_bf16"], branches)
-        ours = resolve(preset(name, "stdit3", 28), entry[times], branches)
+        ours = resolve(find_policy(name, "stdit3", 28), entry[times], branches)
         assert decisions(ours) == decisions(theirs)
         reused = [i for i in range(30) if ours.reused_blocks(i, "mlp", "spatial")]
         assert reused == [14, 15, 18, 19, 22, 23]
@@ -161,7 +167,7 @@ def test_the_latte_presets_are_the_authors_schedule_at_50_steps(name: str):
     branches = latte_branches(28)
     config = authors_config(LATTE_RANGES[name], (100, 800), (720, 640, 560, 480, 400), 2, 5)
     theirs = resolve(Policy.from_authors(config), timesteps, branches)
-    assert decisions(resolve(preset(name, "latte", 28), timesteps, branches)) == decisions(theirs)
+    assert decisions(resolve(find_policy(name, "latte", 28), timesteps, branches)) == decisions(theirs)
     assert decisions(schedule_for(MODELS["latte"], name)) == decisions(theirs)
 
 
@@ -239,7 +245,7 @@ def test_windows_and_mlp_rules_work_at_every_size_and_step_count(name: str, step
 
 
 def test_changes_on_top_of_a_policy():
-    changed = customise("pab246", "stdit3", 28, spatial=3, mlp=False, window=Window(0.2, 0.9))
+    changed = customised("pab246", "stdit3", 28, spatial=3, mlp=False, window=Window(0.2, 0.9))
     assert (changed.spatial, changed.temporal, changed.cross) == (3, 4, 6)
     assert changed.window == Window(0.2, 0.9)
     assert not changed.mlp_spatial + changed.mlp_temporal
@@ -247,29 +253,29 @@ def test_changes_on_top_of_a_policy():
 
 
 def test_changes_that_change_nothing_keep_the_name():
-    base = preset("pab246", "stdit3", 28)
-    assert customise(base, "stdit3", 28, spatial=2, temporal=4, cross=6, mlp=True) == base
-    assert customise("off", "stdit3", 28, spatial=1, temporal=1, cross=1, mlp=False) == Policy("off")
+    base = find_policy("pab246", "stdit3", 28)
+    assert customised(base, "stdit3", 28, spatial=2, temporal=4, cross=6, mlp=True) == base
+    assert customised("off", "stdit3", 28, spatial=1, temporal=1, cross=1, mlp=False) == Policy("off")
 
 
 def test_ranges_on_top_of_off_take_the_familys_window():
     family = FAMILIES["stdit3"]
-    changed = customise("off", "stdit3", 28, spatial=2, temporal=4, cross=6, mlp=True)
-    assert dataclasses.replace(changed, name="pab246") == preset("pab246", "stdit3", 28)
-    assert customise("off", "stdit3", 28, cross=3).window == family.window
-    assert customise("off", "stdit3", 28, cross=3, window=Window(0.1, 0.2)).window == Window(0.1, 0.2)
-    assert customise(Policy("mine", window=Window(0.4, 0.5)), "stdit3", 28, cross=3).window == Window(0.4, 0.5)
+    changed = customised("off", "stdit3", 28, spatial=2, temporal=4, cross=6, mlp=True)
+    assert dataclasses.replace(changed, name="pab246") == find_policy("pab246", "stdit3", 28)
+    assert customised("off", "stdit3", 28, cross=3).window == family.window
+    assert customised("off", "stdit3", 28, cross=3, window=Window(0.1, 0.2)).window == Window(0.1, 0.2)
+    assert customised(Policy("mine", window=Window(0.4, 0.5)), "stdit3", 28, cross=3).window == Window(0.4, 0.5)
 
 
 def test_mlp_on_top_takes_the_familys_rules_only_where_there_are_none():
-    assert customise("off", "stdit3", 28, mlp=True).mlp_spatial == family_mlp_rules("stdit3", 28)
+    assert customised("off", "stdit3", 28, mlp=True).mlp_spatial == family_mlp_rules("stdit3", 28)
     own = Policy("mine", spatial=2, mlp_spatial=(MlpRule(0.5, 1),))
-    assert customise(own, "stdit3", 28, mlp=True) == own
+    assert customised(own, "stdit3", 28, mlp=True) == own
 
 
 def test_a_window_on_top_holds_for_all_kinds():
     mixed = Policy("mixed", 2, 2, 2, windows=(("cross", Window(0.0, 0.1)),))
-    changed = customise(mixed, "stdit3", 5, window=Window(0.4, 0.6))
+    changed = customised(mixed, "stdit3", 5, window=Window(0.4, 0.6))
     assert {changed.window_of(kind) for kind in ("spatial", "temporal", "cross")} == {Window(0.4, 0.6)}
 
 

@@ -1,0 +1,133 @@
+"""Where a run keeps the updates that it will reuse, and how much room they take, known before the run.
+
+As computed (`PlainStore`) or in eight bits (`Fp8Store`), on the device of the run. Others may keep them elsewhere.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import PabError
+from ..models.layers import Branch
+from .schedule import ScheduleTable
+
+Storage = Literal["plain", "fp8", "host"]
+_FP8 = torch.float8_e4m3fn
+_FP8_MAX = torch.finfo(_FP8).max
+_SCALE_BYTES = 4  # a float32 for each row
+
+
+class Store(Protocol):
+    """Keeps tensors by key, from `keep` to `drop`. One store serves one run.
+
+    A store may also have `prefetch(keys)`, called at the start of each step with the keys that the step will take.
+    """
+
+    def keep(self, key: Hashable, value: Tensor) -> None: ...
+
+    def take(self, key: Hashable) -> Tensor:
+        """The tensor, in the shape and type in which it was kept; it stays kept."""
+        ...
+
+    def drop(self, key: Hashable) -> None: ...
+
+    @property
+    def held_bytes(self) -> int: ...
+
+
+class PlainStore:
+    """Keeps tensors as they are, where they are."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Tensor] = {}
+
+    def keep(self, key: Hashable, value: Tensor) -> None:
+        self._kept[key] = value
+
+    def take(self, key: Hashable) -> Tensor:
+        return self._kept[key]
+
+    def drop(self, key: Hashable) -> None:
+        del self._kept[key]
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self._kept.values())
+
+
+class Fp8Store:
+    """Keeps tensors as float8_e4m3fn with a float32 scale for each row (token), so that a loud token costs the others
+    no precision: 3 bits of mantissa, a relative error of at most 1/16 in each number."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Tensor, Tensor, torch.dtype]] = {}
+
+    def keep(self, key: Hashable, value: Tensor) -> None:
+        # A row of zeros has no scale of its own: any does.
+        scale = (value.abs().amax(dim=-1, keepdim=True).float() / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+        self._kept[key] = (value / scale).to(_FP8), scale, value.dtype
+
+    def take(self, key: Hashable) -> Tensor:
+        value, scale, dtype = self._kept[key]
+        return (value.float() * scale).to(dtype)
+
+    def drop(self, key: Hashable) -> None:
+        del self._kept[key]
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(
+            value.numel() * value.element_size() + scale.numel() * scale.element_size()
+            for value, scale, _ in self._kept.values()
+        )
+
+
+def make_store(storage: str = "plain") -> Store:
+    """The store of that name; PabError where there is none. For one run."""
+    if storage == "plain":
+        return PlainStore()
+    if storage == "fp8":
+        return Fp8Store()
+    if storage == "host":
+        from .host_cache import HostCache
+
+        return HostCache()
+    raise PabError(f"There is no storage named '{storage}' for reused updates: choose plain, fp8 or host.")
+
+
+def update_bytes(shape: Sequence[int], dtype: torch.dtype, storage: Storage = "plain") -> int:
+    """Bytes of one kept update [..., D] of a model that computes in `dtype`."""
+    if storage == "fp8":
+        return math.prod(shape[:-1]) * (shape[-1] + _SCALE_BYTES)
+    return math.prod(shape) * dtype.itemsize
+
+
+def predicted_cache_bytes(table: ScheduleTable, size: int | Callable[[Branch], int], lanes: int = 1) -> int:
+    """The most bytes that a run by this table will hold for reuse at one moment, known before the run.
+
+    The run is followed branch by branch, since updates are kept and freed in the middle of a step. A table that is
+    decided in the run (TeaCache) holds one update from the first step on. The one that a block is using is not counted.
+
+    Args:
+        size: bytes of one kept update, from `update_bytes`; a function of the branch where branches differ, as for
+            reused scores.
+        lanes: 2 where guidance calls the model once with the prompt and once without.
+    """
+    size_of = size if callable(size) else lambda branch: size
+    if table.decide is not None:
+        return lanes * size_of(table.branches[0])
+    held = most = 0
+    for step in range(table.steps):
+        for _ in range(lanes):
+            for branch in table.keepers:
+                source = table.source[branch][step]
+                last = table.last_use.get((branch, source))
+                if source == step and last is not None:
+                    held += size_of(branch)
+                elif last == step:
+                    held -= size_of(branch)
+                most = max(most, held)
+    return most

@@ -1,0 +1,135 @@
+"""Policies by name: the one place where a name, or a file, becomes a policy for a model."""
+
+import difflib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Union
+
+from ..errors import PabError
+from .delta_dit import DELTA_DIT, DeltaDit
+from .policy import Policy, Window
+from .presets import FAMILIES, family_mlp_rules, pab
+from .teacache import COEFFICIENTS, TeaCache, teacache
+from .tgate import tgate
+
+if TYPE_CHECKING:  # pydantic takes its time
+    from .schedule_file import ScheduleFile
+
+AnyPolicy = Union[Policy, DeltaDit, TeaCache, "ScheduleFile"]
+SCHEDULES = Path(__file__).resolve().parent / "schedules"  # those calibrated for models, <family>-<depth>.json
+_RANGES = re.compile(r"(pab|scores)(?:([1-9])([1-9])([1-9])|(\d{1,3})-(\d{1,3})-(\d{1,3}))")
+_STEPS = re.compile(r"steps([1-9]\d{0,3})")
+_TEACACHE = re.compile(r"teacache(\d*\.?\d+)?")
+
+
+def policy_names(family: str, depth: int | None = None) -> tuple[str, ...]:
+    """The policies that a model can be given by name, to list them; `pab` takes any ranges and `steps` any number.
+
+    depth: where given, those that need calibration are named only for models that have it.
+    """
+    first = FAMILIES[family].names[0]
+    names = ["off", *FAMILIES[family].names, "pab444", "tgate", "delta-dit", f"scores{first[3:]}", "steps20"]
+    if depth is None or (family, depth) in COEFFICIENTS:
+        names.append("teacache")
+    if depth is None or calibrated_path(family, depth).is_file():
+        names.append("calibrated")
+    return tuple(names)
+
+
+def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth: int) -> AnyPolicy:
+    """The policy of that name or in that schedule file, for a model of `depth` blocks a stream; a policy is itself.
+
+    Raises:
+        PabError: there is no such name or file, or it is not for this model.
+    """
+    if not isinstance(policy, (str, os.PathLike)):
+        if hasattr(policy, "check_model"):
+            policy.check_model(family, depth)  # pyright: ignore[reportAttributeAccessIssue]
+        return policy
+    name = os.fspath(policy)
+    if isinstance(policy, os.PathLike) or name.endswith(".json") or "/" in name or "\\" in name:
+        return _from_file(Path(name).expanduser(), family, depth)
+    if name == "off":
+        return Policy(name="off")
+    if name == "tgate":
+        return tgate(family)
+    if name == "delta-dit":
+        return DELTA_DIT[family]
+    if name == "calibrated":
+        return _calibrated(family, depth)
+    if found := _STEPS.fullmatch(name):
+        return Policy(name, steps=int(found[1]))
+    if found := _TEACACHE.fullmatch(name):
+        return teacache(family, depth, float(found[1]) if found[1] else None)
+    if found := _RANGES.fullmatch(name):
+        spatial, temporal, cross = (int(digits) for digits in found.groups()[1:] if digits)
+        ranges = pab(name, spatial, temporal, cross, family, depth)
+        return replace(ranges, scores=found[1] == "scores")
+    known = policy_names(family, depth)
+    close = difflib.get_close_matches(name, known, 1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise PabError(
+        f"There is no policy named '{name}'.{hint} Known are {', '.join(known)}; pab followed by any three ranges "
+        "(spatial, temporal, cross), such as pab444; steps and a number; and the path of a schedule file."
+    )
+
+
+def customise(
+    policy: "str | os.PathLike[str] | AnyPolicy",
+    family: str,
+    depth: int,
+    *,
+    spatial: int | None = None,
+    temporal: int | None = None,
+    cross: int | None = None,
+    mlp: bool | None = None,
+    window: Window | None = None,
+) -> AnyPolicy:
+    """A policy, as `find_policy` takes it, with a user's own settings on top; None leaves a setting as the policy has
+    it.
+
+    Where the policy is off, it has neither a window nor MLP rules of its own: those of the family are taken.
+
+    Raises:
+        PabError: as from `find_policy`; a range that is not a whole number, 1 or more; settings for a policy that has
+            neither ranges nor a window.
+    """
+    base = find_policy(policy, family, depth)
+    if not isinstance(base, Policy):
+        if any(setting is not None for setting in (spatial, temporal, cross, mlp, window)):
+            raise PabError(
+                f"The policy {base.name} has no ranges or window to change: leave them out, or choose one of those "
+                "named pab."
+            )
+        return base
+    rules = family_mlp_rules(family, depth)
+    changed = base.with_changes(
+        spatial=spatial, temporal=temporal, cross=cross, mlp=mlp, window=window, mlp_rules=rules
+    )
+    if base.is_off and base.window == Window() and window is None and not changed.is_off:
+        return replace(changed, window=FAMILIES[family].window)
+    return changed
+
+
+def calibrated_path(family: str, depth: int) -> Path:
+    return SCHEDULES / f"{family}-{depth}.json"
+
+
+def _calibrated(family: str, depth: int) -> "ScheduleFile":
+    path = calibrated_path(family, depth)
+    if not path.is_file():
+        raise PabError(
+            f"No schedule has been calibrated for a {family} model of depth {depth} yet: make one with pab calibrate, "
+            "and give its file as the policy."
+        )
+    return _from_file(path, family, depth)
+
+
+def _from_file(path: Path, family: str, depth: int) -> "ScheduleFile":
+    from .schedule_file import load_schedule
+
+    schedule = load_schedule(path)
+    schedule.check_model(family, depth)
+    return schedule

@@ -1,0 +1,186 @@
+"""How much each branch's update changes from step to step: the U-shape of the paper, measured on a few prompts.
+
+Also what TeaCache needs: the change of the model's first modulated input beside that of all that its blocks add.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..broadcast import BroadcastRun, ScheduleTable
+from ..broadcast.teacache import first_modulation, modulated_input, relative_change
+from ..models.layers import Branch, Kind
+from ..pipeline import Pipeline
+from .generation import Clip
+from .quality import ResultFile
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Means over the clips; index i is the change from step i to step i + 1."""
+
+    model: str
+    timesteps: tuple[float, ...]
+    relative: Mapping[Branch, tuple[float, ...]]  # mean absolute difference over the mean absolute value before
+    squared: Mapping[Branch, tuple[float, ...]]  # mean squared difference, as in the paper
+    signal: tuple[tuple[float, ...], ...]  # for each clip, the relative change of the first modulated input
+    whole: tuple[tuple[float, ...], ...]  # for each clip, that of the sum of all updates
+
+    def of_kind(self, kind: Kind, values: str = "relative") -> list[float]:
+        """The mean over the branches of a kind."""
+        rows = [row for branch, row in getattr(self, values).items() if branch.kind == kind]
+        return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+    def to_json(self) -> dict[str, Any]:
+        def rows(values: Mapping[Branch, tuple[float, ...]]) -> dict[str, list[float]]:
+            return {branch_name(branch): [round(v, 6) for v in row] for branch, row in values.items()}
+
+        return {
+            "model": self.model,
+            "timesteps": list(self.timesteps),
+            "relative": rows(self.relative),
+            "squared": rows(self.squared),
+            "signal": [list(row) for row in self.signal],
+            "whole": [list(row) for row in self.whole],
+        }
+
+
+class Recorder(BroadcastRun):
+    """A run that reuses nothing and notes what changes."""
+
+    def __init__(self, table: ScheduleTable):
+        super().__init__(table)
+        self.relative: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
+        self.squared: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
+        self.signal: list[float] = []
+        self.whole: list[float] = []
+        self._before: dict[Branch | str, Tensor] = {}
+        self._sum: Tensor | None = None
+        self._modulation: Tensor | None = None
+
+    def begin(self, model: Any) -> None:
+        self._modulation = first_modulation(model)
+
+    def __call__(self, branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, cond: Any) -> Tensor:
+        if branch == self.table.branches[0]:
+            assert self._modulation is not None
+            signal = modulated_input(x, cond.modulation, self._modulation)
+            if "signal" in self._before:
+                self.signal.append(relative_change(signal, self._before["signal"]))
+            self._before["signal"], self._sum = signal, torch.zeros_like(x)
+        value = update(x, cond)
+        assert self._sum is not None
+        self._sum = self._sum + value
+        if branch in self._before:
+            before = self._before[branch]
+            self.relative[branch].append(relative_change(value, before))
+            self.squared[branch].append((value - before).float().square().mean().item())
+        self._before[branch] = value
+        if branch == self.table.branches[-1]:
+            if "whole" in self._before:
+                self.whole.append(relative_change(self._sum, self._before["whole"]))
+            self._before["whole"] = self._sum
+        return value
+
+
+def record(
+    pipe: Pipeline, clips: Sequence[Clip], path: Path, on_progress: Callable[[int, int], None] | None = None
+) -> Recording:
+    """Runs the model on each clip without reuse and notes the changes, in a file of JSON lines that an interrupted
+    recording goes on with.
+
+    Raises:
+        PabError: the file is of another model or other clips.
+    """
+    table = pipe.schedule("off")
+    header = {"recording": pipe.spec.name, "steps": pipe.spec.steps, "timesteps": list(table.timesteps)}
+    file = ResultFile(path, header)
+    for done, clip in enumerate(clips):
+        if on_progress is not None:
+            on_progress(done, len(clips))
+        if file.find(prompt=clip.prompt, seed=clip.seed) is None:
+            file.add({"prompt": clip.prompt, "seed": clip.seed, **_record_one(pipe, clip, table)})
+    if on_progress is not None:
+        on_progress(len(clips), len(clips))
+    found = [file.find(prompt=clip.prompt, seed=clip.seed) for clip in clips]
+    lines = [line for line in found if line is not None]
+
+    def mean(field: str) -> dict[Branch, tuple[float, ...]]:
+        return {
+            branch: tuple(
+                sum(column) / len(lines)
+                for column in zip(*(line[field][branch_name(branch)] for line in lines), strict=True)
+            )
+            for branch in table.branches
+        }
+
+    each = {field: tuple(tuple(line[field]) for line in lines) for field in ("signal", "whole")}
+    return Recording(pipe.spec.name, table.timesteps, mean("relative"), mean("squared"), **each)
+
+
+def _record_one(pipe: Pipeline, clip: Clip, table: ScheduleTable) -> dict[str, Any]:
+    made = Recorder(table)
+    text = pipe.encode_prompt(clip.prompt)
+    pipe.denoise(pipe.prepare_latents(clip.seed), text, table, seed=clip.seed, run=made)
+    fields = ((name, getattr(made, name)) for name in ("relative", "squared"))
+    told: dict[str, Any] = {name: {branch_name(b): row for b, row in rows.items()} for name, rows in fields}
+    return told | {"signal": made.signal, "whole": made.whole}
+
+
+def branch_name(branch: Branch) -> str:
+    return f"{branch.kind}/{branch.stream}/{branch.block}"
+
+
+def fit_polynomial(recording: Recording, degree: int = 4) -> tuple[float, ...]:
+    """TeaCache's coefficients, highest power first: from the change of the first modulated input to that of what the
+    blocks add, by least squares over all clips. The first and last steps are always computed and left out."""
+    signals, wholes = ([row[:-1] for row in rows] for rows in (recording.signal, recording.whole))
+    x, y = (torch.tensor(rows, dtype=torch.float64).flatten() for rows in (signals, wholes))
+    powers = torch.stack([x**power for power in range(degree, -1, -1)], dim=1)
+    # Columns of one size, or the high powers drown.
+    scale = powers.norm(dim=0)
+    found = torch.linalg.lstsq(powers / scale, y[:, None], driver="gelsd").solution[:, 0] / scale
+    return tuple(float(f"{value:.6g}") for value in found.tolist())
+
+
+def draw_recording(recording: Recording, path: Path) -> None:
+    """The U-shape: change of each kind over the steps. Needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    kinds: list[Kind] = [kind for kind in ("spatial", "temporal", "cross", "mlp") if _has(recording, kind)]
+    steps = range(1, len(recording.timesteps))
+    for axes, values, label in ((left, "relative", "relative L1"), (right, "squared", "mean squared difference")):
+        for kind in kinds:
+            axes.plot(steps, recording.of_kind(kind, values), label=kind)
+        axes.set(xlabel="step", ylabel=label, yscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f"{recording.model}: change of the updates from the step before, {len(recording.signal)} clips")
+    figure.savefig(path, dpi=110)
+
+
+def _has(recording: Recording, kind: Kind) -> bool:
+    return any(branch.kind == kind for branch in recording.relative)
+
+
+def save_recording(recording: Recording, path: Path) -> Path:
+    path.write_text(json.dumps(recording.to_json()) + "\n", encoding="utf-8")
+    return path
+
+
+def stable_window(recording: Recording, times: float = 3.0) -> tuple[int, int]:
+    """Steps [start, stop) of the U's floor: where attention changes at most `times` as much as at its calmest."""
+    rows = [recording.of_kind(kind) for kind in ("spatial", "temporal", "cross") if _has(recording, kind)]
+    changes = [max(column) for column in zip(*rows, strict=True)]  # index i: from step i to i + 1
+    limit = times * min(changes)
+    calm = [i + 1 for i, change in enumerate(changes) if change <= limit]
+    return calm[0], calm[-1] + 1
