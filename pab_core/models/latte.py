@@ -28,6 +28,7 @@ from .layers import (
     attention_bias,
     compute,
     modulate,
+    run_block,
     sincos_positions,
 )
 
@@ -204,12 +205,12 @@ class LatteT2V(nn.Module):
 
         cond = Conditioning(modulation, text, bias)
         for i in range(self.config.num_layers):
-            x = self.transformer_blocks[i](x, cond, seam)
+            x = run_block(self.transformer_blocks[i], x, cond, seam)
             if not enable_temporal_attentions:
                 continue
             if i == 0 and num_frames > 1:
                 x = x + self.frame_positions(num_frames).to(dtype)
-            x = self.temporal_transformer_blocks[i](x, cond, seam)
+            x = run_block(self.temporal_transformer_blocks[i], x, cond, seam)
 
         shift, scale = (self.scale_shift_table + embedding[:, None])[:, :, None, None].unbind(1)  # each [B, 1, 1, D]
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))

@@ -37,6 +37,12 @@ def compute(branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, 
     return update(x, cond)
 
 
+def run_block(block: Any, x: Tensor, cond: Any, seam: Seam) -> Tensor:
+    """A block through a seam. One that has a `run_block` takes whole blocks, to compile them."""
+    whole = getattr(seam, "run_block", None)
+    return block(x, cond, seam) if whole is None else whole(block, x, cond)
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Adaptive layer norm's affine part (DiT, arXiv 2212.09748)."""
     return x * (1 + scale) + shift

@@ -26,6 +26,7 @@ from .layers import (
     Stream,
     compute,
     modulate,
+    run_block,
 )
 
 
@@ -291,8 +292,8 @@ class STDiT3(nn.Module):
 
         cond = Conditioning(modulation, text, text_mask, self.rope(tokens[0]))
         for spatial_block, temporal_block in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            h = spatial_block(h, cond, seam)
-            h = temporal_block(h, cond, seam)
+            h = run_block(spatial_block, h, cond, seam)
+            h = run_block(temporal_block, h, cond, seam)
         return self.unpatchify(self.final_layer(h, t, t_clean, x_mask), tokens, size).float()
 
     def embed_text(self, y: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:
