@@ -1,0 +1,172 @@
+"""The work on a job: pipeline, files, history; for a comparison also what its two videos are measured to be."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import PabError
+from ..evaluate.machine import peak_gpu_memory
+from ..pipeline import Generation, Pipeline, Progress
+from ..tasks import Given
+from .comparing import compare_frames
+from .history import Entry, History
+from .jobs import Cancelled, Job, Report
+from .models import LoadedModel
+from .request import Clip
+from .settings import StudioSettings
+
+_PREVIEW_SIDE = 320  # longest side, pixels
+_PREVIEW_APART = 0.4  # seconds between two previews at least
+_THUMBNAIL = (384, 384)
+_WARM_UP_STEPS = 2
+
+
+class Maker:
+    """Makes the videos of a job; called by the queue's one thread."""
+
+    def __init__(self, settings: StudioSettings, history: History):
+        self._settings = settings
+        self._history = history
+        self.loaded = LoadedModel(settings.device)
+
+    def __call__(self, job: Job, report: Report) -> None:
+        self._settings.check_space()
+        if self.loaded.name != job.clips[0].offered.name:
+            report(stage="load")
+        pipe = self.loaded.get(job.clips[0].offered)
+        entries: list[Entry] = []
+        frames: list[Tensor] = []
+        comparing = len(job.clips) > 1
+        try:
+            if comparing:
+                self._warm_up(pipe, job.clips[0], report)
+            for index, clip in enumerate(job.clips):
+                report(clip=index, stage="denoise", done=0, total=clip.table.steps, seconds_left=None)
+                made, memory = self._make(pipe, clip, report)
+                report(stage="write", preview=None, warnings=made.warnings)
+                entries.append(self._keep(job.owner, clip, made, memory))
+                if comparing:
+                    frames.append(made.frames)
+            measured = {}
+            if comparing:
+                report(stage="measure")
+                measured = self._measure(entries, frames)
+            report(results=tuple(entry.id for entry in entries), measured=measured)
+        except Cancelled:
+            for entry in entries:  # half a comparison is none
+                self._history.delete(entry.id, job.owner)
+            raise
+
+    def _make(self, pipe: Pipeline, clip: Clip, report: Report) -> tuple[Generation, int | None]:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        made = pipe.generate(
+            clip.prompt,
+            negative=clip.negative,
+            policy=clip.policy,
+            seed=clip.seed,
+            steps=clip.steps,
+            guidance=clip.guidance,
+            num_frames=clip.num_frames,
+            height=clip.height,
+            width=clip.width,
+            given=Given(image=clip.picture, last_image=clip.last_picture),
+            progress=follow(pipe, clip, report),
+        )
+        return made, peak_gpu_memory()
+
+    def _warm_up(self, pipe: Pipeline, clip: Clip, report: Report) -> None:
+        """A few steps that are not measured: the first run of all would be slower than the second."""
+        size: dict[str, Any] = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
+        report(stage="warm-up")
+        text = pipe.encode_prompt(clip.prompt, clip.negative)
+        table = pipe.schedule("off", steps=_WARM_UP_STEPS, **size)
+        noise = pipe.prepare_latents(clip.seed, **size)
+        pipe.denoise(noise, text, table, steps=_WARM_UP_STEPS, seed=clip.seed, progress=lambda event: report(), **size)
+
+    def _keep(self, owner: str, clip: Clip, made: Generation, memory: int | None) -> Entry:
+        """Writes the video and its thumbnail, and notes them; on failure nothing stays behind."""
+        video_id = secrets.token_hex(16)
+        video, thumbnail = self._history.files_of(video_id)
+        try:
+            made.save(video)
+            write_thumbnail(made.frames, thumbnail)
+            about = {
+                **made.metadata,
+                "seconds": {stage: round(seconds, 3) for stage, seconds in made.seconds.items()},
+                **({"gpu_bytes": memory} if memory else {}),
+            }
+            return self._history.add(video_id, owner, clip.request.to_json(), about)
+        except BaseException as error:
+            for path in (video, thumbnail):
+                path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise PabError(
+                    f"The video could not be kept: {error.strerror or error}. If the disk is full, delete videos in "
+                    "the history, or make room elsewhere."
+                ) from None
+            raise
+
+    def _measure(self, entries: Sequence[Entry], frames: Sequence[Tensor]) -> dict[str, Any]:
+        first, second = (entry.about["seconds"]["denoise"] for entry in entries)
+        return {
+            "seconds": [first, second],
+            "speedup": round(first / second, 3) if second else None,
+            **compare_frames(frames[1], frames[0]),
+            "gpu_bytes": [entry.about.get("gpu_bytes") for entry in entries],
+        }
+
+
+def follow(pipe: Pipeline, clip: Clip, report: Report) -> Callable[[Progress], None]:
+    """Tells of each step: how far, how long it will still take, and what the model sees by now."""
+    started = time.perf_counter()
+    shown = 0.0
+    branches = max(len(clip.table.branches), 1)
+    # A step that reuses much is over sooner; half of a step is what no schedule touches.
+    costs = [
+        0.5 + 0.5 * sum(not clip.table.reuses(branch, i) for branch in clip.table.branches) / branches
+        for i in range(clip.table.steps)
+    ]
+
+    def on_progress(event: Progress) -> None:
+        nonlocal shown
+        changes: dict[str, Any] = {"stage": event.stage, "done": event.done, "total": event.total}
+        now = time.perf_counter()
+        if event.stage == "denoise":
+            past = sum(costs[: event.done])
+            changes["seconds_left"] = (now - started) * sum(costs[event.done :]) / past if past else None
+            if event.latents is not None and now - shown >= _PREVIEW_APART:
+                shown = now
+                changes["preview"] = preview_picture(pipe.preview(event.latents), clip.offered.spec.fps)
+        else:
+            changes["seconds_left"] = None
+        report(**changes)
+
+    return on_progress
+
+
+def preview_picture(frames: Tensor, fps: int) -> bytes:
+    """Small frames uint8 [T, h, w, 3] -> an animated WebP; its rate is that of latents, of which a clip has fewer."""
+    scale = _PREVIEW_SIDE / max(frames.shape[1:3])
+    size = (max(1, round(frames.shape[2] * scale)), max(1, round(frames.shape[1] * scale)))
+    first, *rest = [Image.fromarray(frame.numpy()).resize(size, Image.Resampling.BICUBIC) for frame in frames[:24]]
+    out = io.BytesIO()
+    first.save(
+        out, "WEBP", save_all=True, append_images=rest, duration=max(40, 4000 // fps), loop=0, quality=55, method=0
+    )
+    return out.getvalue()
+
+
+def write_thumbnail(frames: Tensor, path: Any) -> None:
+    """The middle frame of frames uint8 [T, H, W, 3] as a small JPEG."""
+    picture = Image.fromarray(frames[frames.shape[0] // 2].numpy())
+    picture.thumbnail(_THUMBNAIL, Image.Resampling.LANCZOS)
+    picture.save(path, "JPEG", quality=85)

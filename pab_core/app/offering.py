@@ -1,0 +1,43 @@
+"""What the fields of a model offer: its title, its sizes and lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..conditioning import check_takes_frames
+from ..errors import PabError
+from ..models.registry import ModelSpec
+from ..sizes import DURATIONS, RESOLUTIONS, is_named_size, size_of
+from .models import Offered
+
+_RATIOS = ("16:9", "1:1", "9:16")
+
+
+def title_of(offered: Offered) -> str:
+    """As it begins a line."""
+    title = offered.spec.title
+    return title[:1].upper() + title[1:]
+
+
+def size_choices(spec: ModelSpec) -> dict[str, Any]:
+    """The model's own size first; for Open-Sora those that it was trained with."""
+    own = f"{spec.width}x{spec.height}"
+    if not (spec.family == "stdit3" and is_named_size(spec.height, spec.width)):
+        return {"choices": [own], "value": own}
+    named = [size_of(resolution, ratio) for resolution in RESOLUTIONS for ratio in _RATIOS]
+    return {"choices": list(dict.fromkeys([own, *(f"{wide}x{high}" for high, wide in named)])), "value": own}
+
+
+def length_choices(spec: ModelSpec) -> dict[str, Any]:
+    own = str(spec.num_frames)
+    more = list(DURATIONS) if spec.family == "stdit3" and is_named_size(spec.height, spec.width) else []
+    return {"choices": [own, *more], "value": own}
+
+
+def takes_pictures(spec: ModelSpec) -> bool:
+    """Whether a video can start from given pictures."""
+    try:
+        check_takes_frames(spec)
+    except PabError:
+        return False
+    return True

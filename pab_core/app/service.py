@@ -1,0 +1,91 @@
+"""The studio without its page: what the page's buttons and the API's endpoints call."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+from ..broadcast import ScheduleTable
+from ..errors import PabError
+from ..pipeline import check_device
+from . import pictures
+from .history import Entry, History
+from .jobs import JobQueue, View
+from .making import Maker
+from .models import Offered, offered_models, predicted_saving
+from .request import Clip, ClipRequest, FieldErrors, check_request
+from .settings import StudioSettings
+
+
+class Studio:
+    """One running studio. PabError from the constructor: a folder that cannot be written, or no model at hand."""
+
+    def __init__(self, settings: StudioSettings):
+        check_device(settings.device)
+        settings.make_folders()
+        self.settings = settings
+        self.offered = offered_models(settings.models)
+        self.history = History(settings.database, settings.videos)
+        self.maker = Maker(settings, self.history)
+        self.queue = JobQueue(self.maker, settings.limits, log=lambda error: traceback.print_exception(error))
+
+    def close(self) -> None:
+        self.queue.close()
+
+    @property
+    def device(self) -> str:
+        return str(check_device(self.settings.device))
+
+    # ------------------------------------------------------------------------------------------------------ requests
+
+    def check(self, request: ClipRequest) -> Clip:
+        """PabError of class FieldErrors that says all that is wrong."""
+        return check_request(request, self.offered, self.settings.limits, self.find_picture)
+
+    def submit(self, request: ClipRequest, owner: str, visitor: str, *, against: str | None = None) -> str:
+        """Puts a video into the queue, or two of one seed: `against` names the policy of the first. -> the job's id."""
+        self.settings.check_space()
+        clip = self.check(request)
+        if against is None:
+            return self.queue.submit(owner, visitor, [clip])
+        plain = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
+        other = self.check(replace(clip.request, policy=against, **plain))
+        if other.policy == clip.policy:
+            raise FieldErrors({"policy": "Both sides have the same settings: choose another policy for one of them."})
+        return self.queue.submit(owner, visitor, [other, clip])
+
+    def saving(self, clip: Clip) -> float:
+        """Share of the denoising's arithmetic that is left out, 0..1."""
+        return predicted_saving(clip.offered, clip.table, clip.num_frames, clip.height, clip.width)
+
+    def table_saving(self, offered: Offered, table: ScheduleTable) -> float:
+        """As `saving`, at the model's own size."""
+        spec = offered.spec
+        return predicted_saving(offered, table, spec.num_frames, spec.height, spec.width)
+
+    # ------------------------------------------------------------------------------------------------------ pictures
+
+    def keep_picture(self, upload: str | Path) -> str:
+        self.settings.check_space()
+        return pictures.keep_picture(upload, self.settings.uploads, self.settings.limits)
+
+    def find_picture(self, name: str) -> Path:
+        return pictures.find_picture(name, self.settings.uploads)
+
+    # ------------------------------------------------------------------------------------------------------- results
+
+    def entries(self, view: View, owner: str) -> list[Entry]:
+        """The videos of a job that has ended; those deleted since are left out."""
+        found = []
+        for video_id in view.results:
+            try:
+                found.append(self.history.get(video_id, owner))
+            except PabError:
+                continue
+        return found
+
+    def url(self, path: Path) -> str:
+        """Where the page finds a file of the folder of videos."""
+        return f"{self.settings.root_path.rstrip('/')}/gradio_api/file={quote(str(path))}"

@@ -1,0 +1,178 @@
+"""The words of the page in English and Chinese. Messages of the core are English: they are shown as they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Language = Literal["en", "zh"]
+LANGUAGES: dict[str, Language] = {"English": "en", "中文": "zh"}
+
+_TEXTS: dict[str, tuple[str, str]] = {
+    "title": ("PAB Studio", "PAB 工作室"),
+    "subtitle": (
+        "Text to video with Pyramid Attention Broadcast",
+        "以金字塔注意力广播（PAB）加速的文生视频",
+    ),
+    "language": ("Language", "语言"),
+    # tabs
+    "create": ("Create", "创作"),
+    "compare": ("Compare", "对比"),
+    "explore": ("Explore", "探索"),
+    "history": ("History", "历史"),
+    # create: what is asked for
+    "prompt": ("Prompt", "提示词"),
+    "prompt_hint": ("a red ball rolls left over a green floor", "a red ball rolls left over a green floor"),
+    "negative": ("Negative prompt", "反向提示词"),
+    "generate": ("Generate", "生成"),
+    "cancel": ("Cancel", "取消"),
+    "model": ("Model", "模型"),
+    "size": ("Size", "尺寸"),
+    "size_info": ("width x height in pixels", "宽 x 高（像素）"),
+    "frames": ("Length", "长度"),
+    "frames_info": ("frames, or 2s, 4s, 8s, 16s", "帧数，或 2s、4s、8s、16s"),
+    "steps": ("Steps", "步数"),
+    "steps_info": ("of denoising", "去噪步数"),
+    "guidance": ("Guidance", "引导强度"),
+    "guidance_info": ("how strictly the prompt is followed", "对提示词的遵循程度"),
+    "seed": ("Seed", "随机种子"),
+    "seed_info": ("empty: a new one each time", "留空则每次随机"),
+    "dice": ("New seed", "换一个种子"),
+    "more": ("Size, length, steps and seed", "尺寸、长度、步数与种子"),
+    "pictures": ("Start from a picture", "从图片开始"),
+    "picture": ("First frame", "首帧"),
+    "last_picture": ("Last frame", "末帧"),
+    "choose_picture": ("First picture…", "选择首帧图片…"),
+    "choose_last": ("Last picture…", "选择末帧图片…"),
+    "remove_pictures": ("Remove", "移除"),
+    # create: broadcast
+    "policy": ("Broadcast", "广播策略"),
+    "policy_info": (
+        "how much attention is reused from step to step",
+        "各步之间复用多少注意力结果",
+    ),
+    "off": ("Off", "关闭"),
+    "quality": ("Quality", "质量"),
+    "balanced": ("Balanced", "均衡"),
+    "fast": ("Fast", "快速"),
+    "custom": ("Custom", "自定义"),
+    "spatial": ("Spatial", "空间"),
+    "temporal": ("Temporal", "时间"),
+    "cross": ("Cross", "交叉"),
+    "mlp": ("Reuse MLPs", "复用 MLP"),
+    "start": ("Window from", "窗口起点"),
+    "stop": ("Window to", "窗口终点"),
+    # the schedule picture
+    "schedule_title": ("Schedule of the run", "本次运行的调度"),
+    "computed": ("computed", "计算"),
+    "reused": ("reused", "复用"),
+    "window": ("window of reuse", "复用窗口"),
+    "step": ("step", "步"),
+    "mlp_row": ("MLP", "MLP"),
+    "saving": ("{share} less arithmetic in denoising", "去噪计算量减少 {share}"),
+    "no_saving": ("Everything is computed: the reference in quality", "全部计算：作为质量基准"),
+    "counted": (
+        "counted for this model, size and schedule; the time saved depends on the machine",
+        "按该模型、尺寸与调度计算；实际节省的时间因机器而异",
+    ),
+    "no_schedule": ("No schedule: correct what is marked.", "无法给出调度：请改正标出的内容。"),
+    # the stage
+    "empty_stage": ("Your video appears here.", "视频将显示在这里。"),
+    "queued": ("Waiting: {position} before you", "排队中：前面还有 {position} 个"),
+    "next": ("Next in the queue", "即将开始"),
+    "load": ("Loading the model", "正在加载模型"),
+    "warm-up": ("Warming up, so that both runs are timed alike", "预热中，使两次计时公平"),
+    "denoise": ("Step {done} of {total}", "第 {done} / {total} 步"),
+    "decode": ("Decoding the frames", "正在解码画面"),
+    "write": ("Writing the file", "正在写入文件"),
+    "measure": ("Measuring the difference", "正在测量差异"),
+    "left": ("about {seconds} s left", "约剩 {seconds} 秒"),
+    "starting": ("Starting", "即将开始"),
+    "done": ("Done", "完成"),
+    "failed": ("Not made", "未能生成"),
+    "cancelled": ("Cancelled. Nothing was kept.", "已取消，未保存任何内容。"),
+    "progress": ("Progress", "进度"),
+    "first_of_two": ("First of two", "第一个（共两个）"),
+    "second_of_two": ("Second of two", "第二个（共两个）"),
+    "made": ("{frames} frames, {size}, seed {seed}, {seconds} s", "{frames} 帧，{size}，种子 {seed}，{seconds} 秒"),
+    "download": ("Download", "下载"),
+    "video_of": ("Video: {prompt}", "视频：{prompt}"),
+    # compare
+    "compare_intro": (
+        "Makes the prompt of Create twice from the same seed, once as on each side, and plays both in step.",
+        "用相同的种子将“创作”页的提示词生成两次，左右设置不同，并同步播放。",
+    ),
+    "left_side": ("Left", "左"),
+    "right_side": ("Right", "右"),
+    "as_create": ("As in Create", "与“创作”页相同"),
+    "run_compare": ("Make both", "生成两者"),
+    "play": ("Play", "播放"),
+    "pause": ("Pause", "暂停"),
+    "timeline": ("Time line of both videos", "两个视频的时间轴"),
+    "measured": ("Measured", "测量结果"),
+    "speedup": ("Speed-up of denoising", "去噪加速比"),
+    "seconds": ("Seconds of denoising", "去噪秒数"),
+    "psnr": ("PSNR", "PSNR"),
+    "ssim": ("SSIM", "SSIM"),
+    "lpips": ("LPIPS", "LPIPS"),
+    "identical": ("identical", "完全一致"),
+    "memory": ("Peak memory of the GPU", "GPU 峰值内存"),
+    "empty_compare": ("The two videos appear here, side by side.", "两个视频将并排显示在这里。"),
+    "one_run": (
+        "One run of each on this machine, after a warm-up. For medians: pab bench speed.",
+        "本机预热后各运行一次。如需中位数，请用 pab bench speed。",
+    ),
+    # explore
+    "policies": ("The policies of this model", "该模型的策略"),
+    "figures": ("Measured with pab bench", "pab bench 的测量结果"),
+    "worker": ("This machine", "本机"),
+    "device": ("Device", "设备"),
+    "loaded": ("Model in memory", "已加载的模型"),
+    "nothing": ("none yet", "尚无"),
+    "waiting": ("Waiting jobs", "等待中的任务"),
+    "running": ("Running", "运行中"),
+    "refresh": ("Refresh", "刷新"),
+    "policy_column": ("Policy", "策略"),
+    "speed_column": ("Speed-up", "加速比"),
+    "yes": ("yes", "是"),
+    "no": ("no", "否"),
+    # history
+    "videos": ("Videos", "视频"),
+    "no_videos": (
+        "No videos yet. What you make in Create is kept here.",
+        "还没有视频。在“创作”页生成的视频会保存在这里。",
+    ),
+    "choose_video": ("Choose a video to see its settings.", "选择一个视频以查看其设置。"),
+    "use": ("Use these settings", "使用这些设置"),
+    "delete": ("Delete", "删除"),
+    "confirm_delete": ("Delete for good?", "确定永久删除？"),
+    "keep": ("Keep", "保留"),
+    "workflow": ("ComfyUI workflow", "ComfyUI 工作流"),
+    "show_more": ("Show more", "显示更多"),
+    "deleted": ("Deleted.", "已删除。"),
+    "created_at": ("Made", "生成时间"),
+}
+
+
+def text(key: str, language: str = "en", **values: object) -> str:
+    """The words for a key, with values filled in."""
+    words = _TEXTS[key][1 if language == "zh" else 0]
+    return words.format(**values) if values else words
+
+
+def keys() -> frozenset[str]:
+    return frozenset(_TEXTS)
+
+
+def schedule_texts(language: str) -> dict[str, str]:
+    """The words of the schedule picture."""
+    names = ("spatial", "temporal", "cross", "computed", "reused", "window", "step")
+    return {
+        **{name: text(name, language) for name in names},
+        "mlp": text("mlp_row", language),
+        "title": text("schedule_title", language),
+    }
+
+
+def preferred_language(accepted: str) -> Language:
+    """From a browser's Accept-Language header."""
+    return "zh" if accepted.strip().lower().startswith("zh") else "en"

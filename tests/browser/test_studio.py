@@ -1,0 +1,235 @@
+"""The studio in a real browser, with the trained demo model.
+
+PAB_SCREENSHOTS=folder keeps a picture of every page.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+from conftest import RunningStudio, open_studio
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+PROMPT = "a blue cube slides right over a wooden floor"
+
+
+def shoot(page: Page, name: str) -> None:
+    """Keeps a screenshot where the tests are asked to."""
+    folder = os.environ.get("PAB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+
+def fill_in(page: Page, seed: int, steps: int | None = None) -> None:
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.locator("#pab-seed").locator("input, textarea").fill(str(seed))
+    if steps is not None:
+        page.locator("#pab-steps input").fill(str(steps))
+
+
+def cells(page: Page, kind: str) -> int:
+    """Cells of a row in the schedule picture that are reused."""
+    return page.locator(f"#pab-schedule g[data-kind={kind}] rect[stroke]").count()
+
+
+def wait_until(true, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_generate_shows_progress_a_preview_and_a_playing_video(page: Page):
+    fill_in(page, 4)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage img")).to_be_visible()
+    bar = page.get_by_role("progressbar")
+    expect(bar).to_have_attribute("aria-valuenow", re.compile(r"\d+"))
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text(re.compile(r"Step \d+ of 30 · about \d+ s left"))
+    shoot(page, "generating")
+    video = page.locator("#pab-stage video")
+    expect(video).to_be_visible()
+    wait_until(lambda: video.evaluate("v => v.readyState >= 2 && v.currentTime > 0"))
+    assert video.evaluate("v => [v.videoWidth, v.videoHeight, Math.round(v.duration * 16)]") == [192, 128, 34]
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text("seed 4")
+    expect(page.locator("#pab-generate")).to_be_enabled()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert re.fullmatch(r"pab-[0-9a-f]{32}\.mp4", download.value.suggested_filename)
+    shoot(page, "create")
+
+
+def test_the_schedule_follows_levels_and_sliders(page: Page):
+    assert (cells(page, "spatial"), cells(page, "cross")) == (9, 14)
+    saving = page.locator(".pab-saving strong").inner_text()
+    page.locator("#pab-policy").get_by_text("Fast").click()
+    wait_until(lambda: cells(page, "spatial") == 13)
+    assert page.locator(".pab-saving strong").inner_text() != saving
+    slider = page.locator("#pab-spatial input[type=range]")
+    box = slider.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 4 / 11, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 2, box["y"] + box["height"] / 2, steps=8)
+    page.mouse.up()
+    wait_until(lambda: cells(page, "spatial") == 0)
+    expect(page.locator("#pab-policy input:checked")).to_have_value("custom")
+    assert cells(page, "temporal") > 0
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    wait_until(lambda: cells(page, "spatial") == 9)
+    page.locator("#pab-policy").get_by_text("Off").click()
+    wait_until(lambda: "Everything is computed" in page.locator(".pab-saving").inner_text())
+
+
+def test_cancel_ends_a_run_and_nothing_is_kept(page: Page, studio: RunningStudio):
+    before = set((studio.data / "videos").iterdir())
+    fill_in(page, 1, steps=200)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text("Step")
+    clicked = time.monotonic()
+    page.locator("#pab-cancel").click()
+    expect(page.locator("#pab-stage")).to_contain_text("Cancelled. Nothing was kept.")
+    assert time.monotonic() - clicked < 5
+    expect(page.locator("#pab-generate")).to_be_enabled()
+    assert set((studio.data / "videos").iterdir()) == before
+
+
+def test_mistakes_stand_beside_their_fields(page: Page):
+    fill_in(page, 1, steps=0)
+    expect(page.get_by_role("alert")).to_contain_text("The number of steps must be a whole number")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-generate")).to_be_enabled()
+    expect(page.locator("#pab-stage video")).to_have_count(0)
+    page.locator("#pab-steps input").fill("2")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_broken_picture_is_told_and_a_good_one_is_shown(page: Page, tmp_path: Path):
+    from PIL import Image
+
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "red.png")
+    page.locator("#pab-pictures").get_by_text("Start from a picture").click()
+    upload = page.locator("input[type=file]").first
+    upload.set_input_files(tmp_path / "broken.png")
+    expect(page.get_by_role("alert")).to_contain_text("could not be read as a picture")
+    upload.set_input_files(tmp_path / "red.png")
+    expect(page.get_by_alt_text("First frame")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_compare_plays_both_in_step(page: Page):
+    fill_in(page, 3, steps=10)
+    page.get_by_role("tab", name="Compare").click()
+    page.get_by_role("button", name="Make both").click()
+    expect(page.locator(".pab-pair video")).to_have_count(2)
+    expect(page.locator("#pab-compared table")).to_contain_text("SSIM")
+    videos = "[...document.querySelectorAll('.pab-pair video')]"
+    wait_until(lambda: page.evaluate(f"{videos}.every(v => v.readyState >= 2)"))
+    page.get_by_role("button", name="Play").click()
+    wait_until(lambda: page.evaluate(f"{videos}[0].currentTime") > 0.3)
+    first, second = page.evaluate(f"{videos}.map(v => v.currentTime)")
+    assert abs(first - second) <= 2 / 16
+    page.get_by_role("button", name="Pause").click()
+    line = page.get_by_label("Time line of both videos")
+    line.focus()
+    page.keyboard.press("Home")
+    wait_until(lambda: page.evaluate(f"{videos}.every(v => v.paused && v.currentTime === 0)"))
+    line.fill("500")
+    times = page.evaluate(f"{videos}.map(v => v.currentTime / v.duration)")
+    assert times == pytest.approx([0.5, 0.5], abs=0.01)
+    shoot(page, "compare")
+
+
+def test_explore_shows_the_policies(page: Page):
+    page.get_by_role("tab", name="Explore").click()
+    expect(page.locator("#pab-explore svg.pab-schedule")).to_have_count(3)
+    expect(page.locator("#pab-explore")).to_contain_text("Waiting jobs")
+    shoot(page, "explore")
+
+
+def test_history_survives_a_restart(studio: RunningStudio, context: BrowserContext):
+    page = context.new_page()
+    open_studio(page, studio.url)
+    fill_in(page, 11, steps=6)
+    page.locator("#pab-policy").get_by_text("Fast").click()
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage video")).to_be_visible()
+    studio.stop()
+    studio.start()
+    open_studio(page, studio.url)
+    page.get_by_role("tab", name="History").click()
+    pictures = page.locator("#pab-gallery button.thumbnail-item")
+    expect(pictures.first).to_be_visible()
+    count = pictures.count()
+    pictures.first.click()
+    details = page.locator("#pab-details")
+    expect(details.locator("table")).to_contain_text(PROMPT)
+    video = details.locator("video")
+    wait_until(lambda: video.evaluate("v => v.readyState >= 2"))
+    shoot(page, "history")
+    with page.expect_download() as download:
+        page.locator("#pab-workflow").click()
+    assert '"PABSampler"' in Path(download.value.path()).read_text(encoding="utf-8")
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.get_by_label("Prompt")).to_have_value(PROMPT)
+    expect(page.locator("#pab-seed").locator("input, textarea")).to_have_value("11")
+    expect(page.locator("#pab-steps input")).to_have_value("6")
+    expect(page.locator("#pab-policy input:checked")).to_have_value("fast")
+    page.get_by_role("tab", name="History").click()
+    pictures.first.click()
+    page.locator("#pab-delete").click()
+    page.locator("#pab-sure").click()
+    expect(pictures).to_have_count(count - 1)
+
+
+def test_chinese_by_the_switch_and_by_the_browser(page: Page, browser: Browser, studio: RunningStudio):
+    page.get_by_text("中文").click()
+    expect(page.get_by_role("button", name="生成")).to_be_visible()
+    expect(page.get_by_role("tab", name="历史")).to_be_visible()
+    expect(page.locator("#pab-schedule")).to_contain_text("空间")
+    shoot(page, "chinese")
+    page.get_by_text("English").click()
+    expect(page.get_by_role("button", name="Generate")).to_be_visible()
+    chinese = browser.new_context(locale="zh-CN")
+    other = chinese.new_page()
+    open_studio(other, studio.url)
+    expect(other.get_by_role("button", name="生成")).to_be_visible()
+    chinese.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, studio: RunningStudio, scheme):
+    phone = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme, locale="en-US")
+    page = phone.new_page()
+    open_studio(page, studio.url)
+    for tab in ("Create", "Compare", "Explore", "History"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+    page.get_by_role("tab", name="Create").click()
+    order = [
+        page.locator(part).bounding_box() for part in ("#pab-prompt", "#pab-generate", "#pab-stage", "#pab-spatial")
+    ]
+    tops = [box["y"] for box in order if box]
+    assert tops == sorted(tops)
+    assert len(tops) == 4
+    shoot(page, f"phone-{scheme}")
+    phone.close()
+
+
+def test_every_control_has_a_name(page: Page):
+    """What a screen reader says of it; hidden ones aside."""
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('#pab-create input, #pab-create textarea, #pab-create button')]
+        .filter(e => e.offsetParent && e.type !== 'file')
+        .filter(e => !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim()
+                       || (e.labels && [...e.labels].some(l => l.textContent.trim()))))
+        .map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert nameless == []
