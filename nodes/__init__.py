@@ -1,5 +1,6 @@
 """The ComfyUI nodes: each parses its inputs, calls one stage of pab_core.pipeline and wraps what comes out."""
 
+from . import schedule as schedule
 from .broadcast import PyramidAttentionBroadcast
 from .decode import DecodeVideo
 from .load import LoadVideoModel

@@ -1,11 +1,14 @@
 """Pyramid Attention Broadcast: the policy for the sampler"""
 
-from pab_core.broadcast import preset_names
+from pab_core.broadcast import policy_names
+from pab_core.models.registry import MODELS
 
 from . import host
 from .host import io
 from .types import BroadcastSettings, PolicyType
 
+# Of all families; one that a model does not know is refused when it runs, in words.
+POLICIES = list(dict.fromkeys(name for model in MODELS.values() for name in policy_names(model.family, model.depth)))
 WINDOW_TOOLTIP = (
     "as a fraction of the run; 0: as the policy has it. Early steps shape the video: reuse there costs most."
 )
@@ -49,10 +52,11 @@ class PyramidAttentionBroadcast(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "policy",
-                    options=list(preset_names("stdit3")),
+                    options=POLICIES,
                     default="pab246",
                     tooltip="The digits are the ranges of spatial, temporal and cross attention. pab246 keeps nearly "
-                    "all quality, pab579 is the fastest, off computes everything.",
+                    "all quality, pab579 is the fastest, off computes everything; for Latte pab236 to pab469. The "
+                    "others are methods to compare with: steps20 plainly makes fewer steps.",
                 ),
                 range_slider("spatial", "Spatial attention (inside a frame, changes most)"),
                 range_slider("temporal", "Temporal attention (between frames)"),

@@ -6,8 +6,10 @@ Uses only what every ComfyUI from 0.3.75 on has.
 # The host is not installed where this is checked.
 # pyright: reportMissingImports=false
 
+import asyncio
 import contextlib
 import os
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,19 @@ import comfy.utils
 import comfy_api.latest as api
 import folder_paths
 import torch
+from aiohttp import web
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
-from pab_core import Pipeline, Progress
+from pab_core import PabError, Pipeline, Progress
 from pab_core.pipeline import ProgressCallback
 
 io: Any = api.io  # the node classes' base and inputs
 CATEGORY = "video/pyramid attention broadcast"
 MODELS_FOLDER = "pab"
+MOST_BODY = 65536  # bytes of a request to one of our routes
 PREVIEW_SIZE = 512  # longest side of a preview, pixels
 
 
@@ -107,6 +111,24 @@ def preview(pipeline: Pipeline, latents: Tensor) -> Image.Image:
     scale = PREVIEW_SIZE / max(small.size)
     # The host would enlarge it too, but only linearly, which shows every latent as a diamond.
     return small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)
+
+
+def route(path: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Serves POST `path`: JSON in, JSON out, off the host's own loop. PabErrors become {"error": words}."""
+
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            if (request.content_length or 0) > MOST_BODY:
+                raise PabError("The request is too long.")
+            given = await request.json()
+            if not isinstance(given, dict):
+                raise PabError("The request must be a JSON object.")
+            return web.json_response(await asyncio.to_thread(answer, given))
+        except (PabError, ValueError) as error:
+            words = str(error) if isinstance(error, PabError) else "The request is no valid JSON."
+            return web.json_response({"error": words}, status=400)
+
+    PromptServer.instance.routes.post(path)(handle)
 
 
 def say(text: str, node_id: str) -> None:

@@ -1,11 +1,8 @@
 """Video Sampler (PAB)"""
 
-import math
 from typing import Any
 
-from torch import Tensor
-
-from pab_core import Pipeline, ScheduleTable
+from pab_core.evaluate.peak import peak_of
 from pab_core.pipeline import check_guidance, clip_size
 
 from . import host
@@ -79,7 +76,12 @@ class SampleVideo(io.ComfyNode):
         chosen = policy.for_model(pipeline.spec) if policy else "off"
         table = pipeline.schedule(chosen, steps=steps or None, **size)
         noise = pipeline.prepare_latents(seed, **size)
-        host.bring(model.transformer, working_bytes(pipeline, table, noise))
+        scale = check_guidance(guidance) or None
+        working = 0  # of the ablation by scores nobody knows it beforehand
+        if not table.scores:
+            peak = peak_of(pipeline, table, text, num_frames=num_frames, height=height, width=width, guidance=scale)
+            working = peak.working
+        host.bring(model.transformer, working)
         latents = pipeline.denoise(
             noise,
             text,
@@ -88,19 +90,8 @@ class SampleVideo(io.ComfyNode):
             height=height,
             width=width,
             steps=steps or None,
-            guidance=check_guidance(guidance) or None,
+            guidance=scale,
             seed=seed,
             progress=host.progress(pipeline),
         )
         return io.NodeOutput(to_latent(latents, num_frames))
-
-
-def working_bytes(pipeline: Pipeline, table: ScheduleTable, latents: Tensor) -> int:
-    """A guess at the memory of a run beside the weights: the updates kept for reuse, and one block's activations."""
-    config = pipeline.transformer.config
-    weight = next(pipeline.transformer.parameters())
-    patch = config.patch_size if isinstance(config.patch_size, tuple) else (1, config.patch_size, config.patch_size)
-    tokens = math.prod(math.ceil(n / p) for n, p in zip(latents.shape[2:], patch, strict=True))
-    update = 2 * tokens * config.hidden_size * weight.element_size()  # cond and uncond
-    kept = len({branch for branch, _ in table.last_use})
-    return update * (kept + 16)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pab_core import PabError, Pipeline, Policy
-from pab_core.broadcast import Window, customise, preset
+from pab_core.broadcast import AnyPolicy, Window, customise, find_policy
 from pab_core.models.registry import ModelSpec
 from pab_core.text import TextEmbedding, embedding_from_conditioning
 
@@ -49,15 +49,19 @@ class BroadcastSettings:
         if self.window_stop > 0:  # else it is the policy's, which only the model's family tells
             Window(self.window_start, self.window_stop)
 
-    def for_model(self, spec: ModelSpec) -> Policy:
+    def for_model(self, spec: ModelSpec) -> AnyPolicy:
         """The policy that these settings mean for a model; PabError where they do not go together."""
-        base = preset(self.policy, spec.family, spec.depth)
+        base = find_policy(self.policy, spec.family, spec.depth)
         ranges = {"spatial": self.spatial, "temporal": self.temporal, "cross": self.cross}
         window = None
         if self.window_start > 0 or self.window_stop > 0:
-            window = Window(self.window_start, self.window_stop or base.window.stop)
-        # The toggle takes the MLP out of any policy and joins it to ranges set by hand; alone it leaves "off" off.
+            stop = base.window.stop if isinstance(base, Policy) else 1.0
+            window = Window(self.window_start, self.window_stop or stop)
+        # The toggle takes the MLP out of a policy of ranges and joins it to ranges set by hand; alone it leaves "off"
+        # off.
         mlp = (True if any(ranges.values()) else None) if self.mlp else False
+        if not isinstance(base, Policy) and not self.mlp:
+            mlp = None
         changes = {kind: value or None for kind, value in ranges.items()}
         return customise(base, spec.family, spec.depth, **changes, mlp=mlp, window=window)
 

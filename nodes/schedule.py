@@ -1,0 +1,81 @@
+"""The live schedule: what the settings of a broadcast node mean, for the picture that the page shows on it."""
+
+from typing import Any
+
+from pab_core import PabError
+
+from . import host
+from .types import BroadcastSettings
+
+_DEFAULTS: dict[str, Any] = {
+    "policy": "pab246",
+    "spatial_range": 0,
+    "temporal_range": 0,
+    "cross_range": 0,
+    "mlp": True,
+    "window_start": 0.0,
+    "window_stop": 0.0,
+}
+# Of the sampler's widgets, as they have it.
+_MOST = {"steps": 1000, "frames": 17 * 60, "height": 4096, "width": 4096}
+
+
+def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
+    """The widgets of a broadcast node, and of the loader and sampler it is wired to -> {"svg", "saving", "reused"}.
+
+    Raises:
+        PabError: settings that do not go together, or a model that is not known.
+    """
+    # Not at the top: with them the host would wait for its start, and most pages show no such node.
+    from pab_core.broadcast.picture_svg import draw_schedule_svg
+    from pab_core.checkpoints import find_model, known_model
+    from pab_core.evaluate.flops import PAPER, predicted_saving
+    from pab_core.models.registry import MODELS
+    from pab_core.pipeline import clip_size, schedule_for
+
+    name = str(given.get("model") or "demo")
+    source = host.checkpoint_folders().get(name, name)
+    if source == name and name not in MODELS:
+        raise PabError(f"The checkpoint folder '{name}' is not in models/pab: choose another model.")
+    spec, sampler = known_model(source)
+    values = {key: given.get(key, usual) for key, usual in _DEFAULTS.items()}
+    settings = BroadcastSettings(
+        str(values["policy"]),
+        _whole(values["spatial_range"]),
+        _whole(values["temporal_range"]),
+        _whole(values["cross_range"]),
+        bool(values["mlp"]),
+        _real(values["window_start"]),
+        _real(values["window_stop"]),
+    )
+    policy = settings.for_model(spec)
+    # 0 stands for the model's own, as in the nodes.
+    steps, frames, height, width = (_whole(given.get(key) or 0, most) or None for key, most in _MOST.items())
+    table = schedule_for(spec, policy, sampler, steps, frames, height, width)
+    size = dict(zip(("num_frames", "height", "width"), clip_size(spec, frames, height, width), strict=True))
+    config = PAPER[name].config if source == name and name in PAPER else find_model(source).config
+    return {
+        "model": spec.title,
+        "policy": table.policy,
+        "steps": table.steps,
+        "svg": draw_schedule_svg(table, policy, width=420),
+        "saving": round(predicted_saving(spec, config, table, **size), 4),
+        "reused": {kind: round(table.reused_share(kind), 4) for kind in table.kinds},
+    }
+
+
+def _whole(value: Any, most: int = 10**6) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1:
+        raise PabError(f"{value!r} is not a whole number.")
+    if not abs(value) <= most:
+        raise PabError(f"{value:g} is too large; the most is {most}.")
+    return int(value)
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise PabError(f"{value!r} is not a number.")
+    return float(value)
+
+
+host.route("/pab/schedule", describe_schedule)

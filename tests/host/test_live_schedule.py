@@ -1,0 +1,126 @@
+"""The picture on the broadcast node: the route behind it, and the node on the real page in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+from server import ComfyServer
+from template import load_template
+
+SHOTS = Path(__file__).resolve().parents[2] / ".screenshots"  # for people to look at; not in the repository
+
+
+def ask(server: ComfyServer, body: bytes | dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}/pab/schedule", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status, json.load(response)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
+    status, plain = ask(server, {"policy": "pab246"})
+    assert status == 200
+    assert plain["svg"].startswith("<svg")
+    assert plain["steps"] == 30
+    assert plain["reused"] == {"spatial": 0.3, "temporal": 0.4333, "cross": 0.4667, "mlp": 0.04}
+    assert 0.1 < plain["saving"] < 0.5
+    _, wider = ask(server, {"policy": "pab246", "cross_range": 9})
+    assert wider["saving"] > plain["saving"]
+    assert wider["svg"] != plain["svg"]
+    _, released = ask(server, {"model": "open-sora", "policy": "pab579", "steps": 20})
+    assert (released["model"], released["steps"]) == ("Open-Sora 1.2", 20)
+    _, off = ask(server, {"policy": "off"})
+    assert off["saving"] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"policy": "pab24"}, "There is no policy named"),
+        ({"spatial_range": -1}, "spatial"),
+        ({"spatial_range": "many"}, "not a whole number"),
+        ({"window_start": 0.9, "window_stop": 0.1}, "window"),
+        ({"model": "../../etc/passwd"}, "not in models/pab"),
+        ({"frames": 20}, "20 frames do not fit"),
+        ({"steps": 1e99}, "too large"),
+        ({"steps": float("nan")}, ""),
+        (b"{", "no valid JSON"),
+        (b"[1]", "must be a JSON object"),
+        (b"x" * 70000, "too long"),
+    ],
+)
+def test_the_route_answers_nonsense_in_words(server: ComfyServer, body: Any, words: str) -> None:
+    status, answer = ask(server, body)
+    assert status == 400
+    assert words in answer["error"]
+    assert "Traceback" not in answer["error"]
+
+
+@pytest.fixture
+def page(server: ComfyServer) -> Iterator[Page]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1700, "height": 1000})
+        page.goto(server.url)
+        page.wait_for_function("Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.PABBroadcast)")
+        page.wait_for_timeout(1000)  # the page opens a workflow of its own first
+        page.evaluate("workflow => window.app.loadGraphData(workflow)", load_template("pab_text_to_video"))
+        yield page
+        browser.close()
+
+
+def test_the_node_shows_the_schedule_and_follows_its_sliders(page: Page) -> None:
+    picture = page.locator("svg.pab-schedule")
+    picture.wait_for(timeout=20_000)
+    before = picture.inner_html()
+    assert "saves 23 % of the arithmetic" in page.locator("p", has_text="of the arithmetic").inner_text()
+    SHOTS.mkdir(exist_ok=True)
+    page.screenshot(path=SHOTS / "comfyui_schedule.png")
+    page.evaluate(
+        """() => {
+            const node = window.app.graph._nodes.find((node) => node.type === "PABBroadcast");
+            const slider = node.widgets.find((widget) => widget.name === "cross_range");
+            slider.value = 9;
+            slider.callback(9);
+        }"""
+    )
+    page.wait_for_function(
+        "before => document.querySelector('svg.pab-schedule')?.innerHTML !== before", arg=before, timeout=20_000
+    )
+    # A change on another node counts too: the steps of the sampler that the policy goes to.
+    page.evaluate(
+        """() => {
+            const node = window.app.graph._nodes.find((node) => node.type === "PABSampler");
+            node.widgets.find((widget) => widget.name === "steps").value = 12;
+        }"""
+    )
+    page.wait_for_function("document.querySelectorAll('svg.pab-schedule [data-kind=spatial] rect').length < 20")
+    # What cannot be is said on the node, in words.
+    page.evaluate(
+        """() => {
+            const node = window.app.graph._nodes.find((node) => node.type === "PABSampler");
+            node.widgets.find((widget) => widget.name === "frames").value = 20;
+        }"""
+    )
+    page.get_by_role("alert").filter(has_text="20 frames do not fit").wait_for(timeout=20_000)
+    page.screenshot(path=SHOTS / "comfyui_error.png")
+
+
+def test_the_picture_is_no_part_of_the_saved_workflow(page: Page) -> None:
+    page.locator("svg.pab-schedule").wait_for(timeout=20_000)
+    saved = page.evaluate("() => window.app.graph.serialize()")
+    (node,) = (node for node in saved["nodes"] if node["type"] == "PABBroadcast")
+    assert node["widgets_values"][:7] == ["pab246", 0, 0, 0, True, 0, 0]
+    assert not any("svg" in str(value) for value in node["widgets_values"])
