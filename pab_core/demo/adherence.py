@@ -1,6 +1,7 @@
-"""Do the demo model's videos show what their prompts say? Prompts never trained on, videos, and the judge's verdicts.
+"""Do a demo model's videos show what their prompts say? Prompts never trained on, videos, and the judge's verdicts.
 
-Run `python -m pab_core.demo.adherence --prompts 200 --policies off,pab246 --json adherence.json --sheet adherence.png`.
+Run `python -m pab_core.demo.adherence --prompts 200 --policies off,pab246 --json adherence.json --sheet adherence.png`,
+with `--model demo-latte`, `--model demo-plan` or a folder for another model.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..checkpoints import DEMOS, find_model
 from ..noise_sampling import NoiseSampler
 from ..pipeline import Pipeline, check_device, to_uint8
 from .captions import CAMERAS, FLOORS, SKIES, TEXTURES, Prompt, SceneFields, evaluation_prompts, needs_texture
@@ -83,10 +86,33 @@ def generate_batch(
     return torch.cat(parts)
 
 
-def judge_videos(judge: Judge, videos: Tensor) -> list[Verdict]:
+def load_demo(model: str, device: torch.device) -> Pipeline:
+    """A demo model by name or folder; a folder without a text encoder is read with that of the first demo model."""
+    found = find_model(model)
+    if found.text_encoder is None:
+        first = DEMOS["demo"]
+        found = replace(found, text_encoder=first / "text_encoder", tokenizer=first / "tokenizer")
+    found.check_complete()
+    return Pipeline.from_checkpoint(found, device=device)
+
+
+def judge_videos(judge: Judge, videos: Tensor, fps: float) -> list[Verdict]:
     """Verdicts on videos uint8 [B, T, H, W, 3]."""
     device = next(judge.parameters()).device
-    return [v for clip in videos for v in judge.verdicts(clip.to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1)]
+    clips = (clip.to(device).permute(3, 0, 1, 2)[None] / 127.5 - 1 for clip in videos)
+    return [verdict for clip in clips for verdict in judge.verdicts(at_judges_rate(clip, fps))]
+
+
+def at_judges_rate(video: Tensor, fps: float) -> Tensor:
+    """Video [B, 3, T, H, W] at the rate that the judge was trained at, frames between given ones mixed.
+
+    Nothing is added before the first or after the last frame. The judge tells speeds from frame to frame; frames that
+    are merely repeated look to it like an object that stands still every other time.
+    """
+    if fps == FPS:
+        return video
+    frames = round((video.shape[2] - 1) * FPS / fps) + 1
+    return F.interpolate(video, (frames, *video.shape[3:]), mode="trilinear", align_corners=True)
 
 
 def psnr(video: Tensor, reference: Tensor) -> float:
@@ -114,7 +140,7 @@ def measure(
             )
             tally.seconds += time.perf_counter() - begin
             tally.prompts += part
-            tally.verdicts += judge_videos(judge, videos)
+            tally.verdicts += judge_videos(judge, videos, pipe.spec.fps)
             if reference is None:
                 reference = videos
                 shown += list(videos[: max(0, 16 - len(shown))])
@@ -124,7 +150,9 @@ def measure(
     return tallies, shown
 
 
-def ceiling(judge: Judge, prompts: Sequence[Prompt], seed: int, supersample: int) -> Tally:
+def ceiling(
+    judge: Judge, prompts: Sequence[Prompt], seed: int, supersample: int, num_frames: int = FRAMES, fps: int = FPS
+) -> Tally:
     """The judge on rendered clips of the same shapes, colours and motions: what a perfect model would reach."""
     rng = random.Random(seed)
     fields = []
@@ -137,8 +165,8 @@ def ceiling(judge: Judge, prompts: Sequence[Prompt], seed: int, supersample: int
     scenes = scenes_of(fields, torch.Generator("cpu").manual_seed(seed), device)
     tally = Tally("real clips", list(prompts))
     for i in range(len(scenes)):
-        video, _ = render(scenes[i], FRAMES, HEIGHT, WIDTH, fps=FPS, supersample=supersample)
-        tally.verdicts += judge.verdicts(video)
+        video, _ = render(scenes[i], num_frames, HEIGHT, WIDTH, fps=fps, supersample=supersample)
+        tally.verdicts += judge.verdicts(at_judges_rate(video, fps))
     return tally
 
 
@@ -207,7 +235,7 @@ def contact_sheet(videos: Sequence[Tensor], prompts: Sequence[Prompt], verdicts:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how well the demo model's videos follow their prompts.")
-    parser.add_argument("--model", default="demo", help="demo, or the folder of a checkpoint like it")
+    parser.add_argument("--model", default="demo", help="a demo model's name, or the folder of one")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--policies", default="off,pab246", help="separated by commas; the first is the reference")
     parser.add_argument("--guidance", type=float)
@@ -222,12 +250,13 @@ def main() -> None:
 
     device = check_device(given.device)
     judge = load_judge(given.judge, device)
-    pipe = Pipeline.load(given.model, device=device)
+    pipe = load_demo(given.model, device)
     prompts = evaluation_prompts(given.prompts, given.seed)
     policies = [name.strip() for name in given.policies.split(",")]
     settings = {"guidance": given.guidance, "steps": given.steps}
     tallies, videos = measure(pipe, judge, prompts, policies, given.batch, **settings)
-    best = ceiling(judge, prompts, given.seed, supersample=2 if device.type == "cuda" else 1)
+    supersample = 2 if device.type == "cuda" else 1
+    best = ceiling(judge, prompts, given.seed, supersample, pipe.spec.num_frames, pipe.spec.fps)
     print(report([*tallies, best]))
     if given.json:
         facts = {"model": pipe.spec.name, "device": str(device), "seed": given.seed, "batch": given.batch, **settings}

@@ -15,8 +15,19 @@ SUPERSAMPLE = 2
 class ClipSource:
     """Draws scenes of one split and renders them. `chunk` clips are traced at once; compiled, always that many."""
 
-    def __init__(self, device: torch.device, seed: int, *, compiled: bool, split: str = "train", chunk: int = 16):
+    def __init__(
+        self,
+        device: torch.device,
+        seed: int,
+        *,
+        compiled: bool,
+        split: str = "train",
+        chunk: int = 16,
+        num_frames: int = FRAMES,
+        fps: int = FPS,
+    ):
         self.device, self.split, self.chunk = device, split, chunk
+        self.num_frames, self.fps = num_frames, fps
         self.generator = torch.Generator("cpu").manual_seed(seed)
         self.trace = torch.compile(trace_frames, dynamic=False) if compiled else None
 
@@ -26,13 +37,18 @@ class ClipSource:
     @torch.no_grad()
     def render(self, scenes: Scenes) -> tuple[Tensor, Tensor]:
         """-> video [B, 3, T, H, W] in [-1, 1], object mask [B, T, H, W]."""
-        return render(scenes, FRAMES, HEIGHT, WIDTH, FPS, SUPERSAMPLE, chunk=self.chunk, trace=self.trace)
+        return render(scenes, self.num_frames, HEIGHT, WIDTH, self.fps, SUPERSAMPLE, chunk=self.chunk, trace=self.trace)
 
     def clips(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless batches of clips cut into the autoencoder's chunks: [2B, 3, 17, H, W] and masks [2B, 1, 17, H, W]."""
+        """Endless batches of clips [B, 3, T, H, W] and masks [B, 1, T, H, W]."""
         while True:
             video, mask = self.render(self.scenes(count))
-            yield chunks(video), chunks(mask[:, None])
+            yield video, mask[:, None]
+
+    def chunks(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same cut as Open-Sora's autoencoder cuts clips: [2B, 3, 17, H, W] and masks [2B, 1, 17, H, W]."""
+        for video, mask in self.clips(count):
+            yield chunks(video), chunks(mask)
 
     @torch.no_grad()
     def frames(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -40,11 +56,11 @@ class ClipSource:
 
         As many are traced at once as a chunk of clips has frames, so that the compiled tracer serves both.
         """
-        count = self.chunk * FRAMES
+        count = self.chunk * self.num_frames
         while True:
-            table = frame_table(self.scenes(count), FRAMES, FPS)
-            moment = torch.randint(FRAMES, (count,), generator=self.generator).to(self.device)
-            rows = torch.arange(count, device=self.device) * FRAMES + moment
+            table = frame_table(self.scenes(count), self.num_frames, self.fps)
+            moment = torch.randint(self.num_frames, (count,), generator=self.generator).to(self.device)
+            rows = torch.arange(count, device=self.device) * self.num_frames + moment
             picked = {name: values[rows] for name, values in table.items()}
             image, mask = (self.trace or trace_frames)(picked, HEIGHT, WIDTH, SUPERSAMPLE)
             yield from zip(
@@ -55,7 +71,7 @@ class ClipSource:
 
 
 def chunks(video: Tensor) -> Tensor:
-    """[B, C, 34, H, W] -> [2B, C, 17, H, W], as the autoencoder cuts it."""
+    """[B, C, 34, H, W] -> [2B, C, 17, H, W], as Open-Sora's autoencoder cuts it."""
     return torch.cat(video.split(17, dim=2))
 
 

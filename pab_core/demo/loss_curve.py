@@ -8,7 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STAGES = {"frames": "image autoencoder", "time": "temporal autoencoder", "whole": "both, on pixels"}
+STAGES = {
+    "frames": "on single frames",
+    "time": "temporal autoencoder",
+    "whole": "both, on pixels",
+    "clips": "on clips",
+}
 
 
 def draw(curves: dict[str, Any], path: Path) -> None:
@@ -20,11 +25,13 @@ def draw(curves: dict[str, Any], path: Path) -> None:
     begin = 0.0
     for stage, title in STAGES.items():
         points = [p for p in curves["vae"] if p["stage"] == stage and "psnr" in p and p["step"]]
+        if not points:
+            continue
         seconds = [begin + p["seconds"] for p in points]
         (line,) = left.plot(seconds, [p["psnr"] for p in points], "o-", ms=3, label=title)
         left.plot(seconds, [p["object_psnr"] for p in points], "o--", ms=3, color=line.get_color())
         begin = seconds[-1]
-    left.set(title="video autoencoder", xlabel="seconds", ylabel="PSNR in dB (dashed: object's pixels)")
+    left.set(title="autoencoder", xlabel="seconds", ylabel="PSNR in dB (dashed: object's pixels)")
     left.legend()
     steps = [p for p in curves["dit"] if p["step"]]
     right.plot([p["seconds"] for p in steps], [p["loss"] for p in steps], label="training")
@@ -36,11 +43,11 @@ def draw(curves: dict[str, Any], path: Path) -> None:
         ms=3,
         label="held-out clips, even timesteps",
     )
-    right.set(title="transformer and text encoder", xlabel="seconds", ylabel="flow matching loss", yscale="log")
+    right.set(title="transformer", xlabel="seconds", ylabel="loss", yscale="log")
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"Training of the demo model on one {curves['device']}")
+    figure.suptitle(f"Training of the demo model ({curves.get('family', 'stdit3')}) on one {curves['device']}")
     figure.savefig(path, dpi=110)
 
 

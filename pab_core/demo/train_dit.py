@@ -1,10 +1,15 @@
-"""Trains the demo model's transformer and text encoder, together, on latents of rendered clips."""
+"""Trains a demo model's transformer on latents of rendered clips.
+
+What is trained and by what loss is an Objective: here that of the first demo model, transformer and text encoder
+together by rectified flow; noise_objective.py has that of the others.
+"""
 
 import random
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +24,9 @@ from .architecture import MAX_TOKENS, TEXT_ENCODER, TRANSFORMER
 from .captions import SceneFields, caption
 from .clip_source import FPS, HEIGHT, WIDTH, ClipSource, chunks
 from .optimisers import Average, WorkingCopy, cosine_rate, make_optimisers, step_all
-from .scenes import Scenes
 
 WORDINGS = 4  # captions for each clip of the bank
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,30 @@ class Bank:
 
     latents: Tensor  # half [N, C, T, h, w], normalised
     captions: Tensor  # token ids uint8 [N, WORDINGS, MAX_TOKENS], padded with 0
+
+
+class Objective(Protocol[M]):
+    """A model to train, and its loss."""
+
+    def build(self) -> M:
+        """The model with the weights that the training starts from."""
+        ...
+
+    def blocks(self, model: M) -> Iterable[nn.Module]:
+        """The parts to compile, each for itself."""
+        ...
+
+    def times(self, count: int, device: torch.device) -> Tensor:
+        """Random timesteps [count] to train at."""
+        ...
+
+    def even_times(self, count: int, device: torch.device) -> Tensor:
+        """Random timesteps [count], all alike often."""
+        ...
+
+    def loss(self, model: M, z: Tensor, tokens: Tensor, t: Tensor, math_temporal: bool = False) -> Tensor:
+        """Of latents [B, C, T, h, w] at timesteps [B], with captions [B, L] (0 = padding)."""
+        ...
 
 
 class TextToLatents(nn.Module):
@@ -63,7 +92,7 @@ class TextToLatents(nn.Module):
 
 
 def plain_math_in_time(branch: Branch, update: Any, x: Tensor, cond: Any) -> Tensor:
-    """A seam for training: attention over 10 latent frames is too short for the fused kernels to pay."""
+    """A seam for training: attention over 8 to 16 latent frames is too short for the fused kernels to pay."""
     if branch.kind != "temporal":
         return update(x, cond)
     with sdpa_kernel(SDPBackend.MATH):
@@ -82,81 +111,122 @@ def tokenize_captions(fields: list[SceneFields], folder: Path, seed: int) -> Ten
 
 
 @torch.no_grad()
-def encode_bank(vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, *, fit_scale: bool) -> Bank:
-    """Renders and encodes `clips` clips; `fit_scale` sets the autoencoder's scale and shift from the first of them."""
+def render_bank(encode: Callable[[Tensor], Tensor], source: ClipSource, clips: int, tokenizer: Path) -> Bank:
+    """Renders and encodes `clips` clips; `encode`: video [B, 3, T, H, W] -> raw latents [B, C, T', h, w]."""
     scenes = source.scenes(clips)
     captions = tokenize_captions(scenes.describe(), tokenizer, seed=0)
-    raw = torch.cat([_encode(vae, source, scenes[i : i + source.chunk]) for i in range(0, clips, source.chunk)])
-    if fit_scale:
-        sample = raw[:1024].float()
-        vae.shift = sample.mean(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-        vae.scale = sample.std(dim=(0, 2, 3, 4)).view(1, -1, 1, 1, 1)
-    for part in raw.split(1024):
-        part.copy_(vae.normalize(part.float()))
+    parts: list[Tensor] = []
+    for i in range(0, clips, source.chunk):
+        video, _ = source.render(scenes[i : i + source.chunk])
+        with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
+            parts.append(encode(video).half())
+    raw = torch.cat(parts)
     return Bank(raw, captions.to(raw.device))
 
 
-def _encode(vae: OpenSoraVAE, source: ClipSource, scenes: Scenes) -> Tensor:
-    video, _ = source.render(scenes)
-    with torch.autocast(video.device.type, torch.bfloat16, enabled=video.is_cuda):
-        mean, _ = vae.posterior(chunks(video))
-    return torch.cat(mean.chunk(2), dim=2).half()
+def spread(bank: Bank, clips: int = 1024) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel [1, C, 1, 1, 1] in the first clips of a bank of raw latents."""
+    sample = bank.latents[:clips].float()
+    mean, std = sample.mean(dim=(0, 2, 3, 4)), sample.std(dim=(0, 2, 3, 4))
+    return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
-def flow_loss(model: nn.Module, flow: RectifiedFlow, z: Tensor, tokens: Tensor, t: Tensor, **kwargs: Any) -> Tensor:
-    noise = torch.randn_like(z)
-    velocity = model(flow.add_noise(z, noise, t), t, tokens, **kwargs)
-    return F.mse_loss(velocity.float(), z - noise)
+def normalise(bank: Bank, shift: Tensor, scale: Tensor) -> None:
+    """Raw latents -> (raw - shift) / scale, in place."""
+    for part in bank.latents.split(1024):
+        part.copy_((part.float() - shift) / scale)
 
 
-def draw(bank: Bank, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """-> latents, token ids, timesteps of random clips; timesteps logit-normal, a tenth of them uniform."""
+def encode_bank(vae: OpenSoraVAE, source: ClipSource, clips: int, tokenizer: Path, *, fit_scale: bool) -> Bank:
+    """The first demo model's bank; `fit_scale` sets the autoencoder's scale and shift from its first clips."""
+
+    def encode(video: Tensor) -> Tensor:
+        return torch.cat(vae.posterior(chunks(video))[0].chunk(2), dim=2)
+
+    bank = render_bank(encode, source, clips, tokenizer)
+    if fit_scale:
+        vae.shift, vae.scale = spread(bank)
+    normalise(bank, vae.shift, vae.scale)
+    return bank
+
+
+class FlowObjective:
+    """The first demo model: its transformer and its text encoder, by rectified flow."""
+
+    def __init__(self) -> None:
+        self.flow = RectifiedFlow()
+
+    def build(self) -> TextToLatents:
+        return TextToLatents()
+
+    def blocks(self, model: TextToLatents) -> Iterable[nn.Module]:
+        return *model.transformer.spatial_blocks, *model.transformer.temporal_blocks
+
+    def times(self, count: int, device: torch.device) -> Tensor:
+        """Logit-normal, a tenth of them uniform."""
+        t = torch.sigmoid(torch.randn(count, device=device))
+        return torch.where(torch.rand(count, device=device) < 0.1, torch.rand(count, device=device), t) * 1000
+
+    def even_times(self, count: int, device: torch.device) -> Tensor:
+        return torch.rand(count, device=device) * 1000
+
+    def loss(self, model: TextToLatents, z: Tensor, tokens: Tensor, t: Tensor, math_temporal: bool = False) -> Tensor:
+        noise = torch.randn_like(z)
+        velocity = model(self.flow.add_noise(z, noise, t), t, tokens, math_temporal=math_temporal)
+        return F.mse_loss(velocity.float(), z - noise)
+
+
+def draw(objective: Objective[Any], bank: Bank, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """-> latents, token ids, timesteps of random clips."""
     device = bank.latents.device
     rows = torch.randint(len(bank.latents), (batch,), device=device)
     wording = torch.randint(WORDINGS, (batch,), device=device)
-    t = torch.sigmoid(torch.randn(batch, device=device))
-    t = torch.where(torch.rand(batch, device=device) < 0.1, torch.rand(batch, device=device), t) * 1000
-    return bank.latents[rows].float(), bank.captions[rows, wording].long(), t
+    return bank.latents[rows].float(), bank.captions[rows, wording].long(), objective.times(batch, device)
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, flow: RectifiedFlow, bank: Bank) -> float:
+def validation_loss(objective: Objective[M], model: M, bank: Bank) -> float:
     """Mean over even timesteps of clips never trained on, always with the same noise."""
     device = bank.latents.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         losses = [
-            flow_loss(model, flow, z.float(), tokens[:, 0].long(), (torch.rand(len(z), device=device)) * 1000)
+            objective.loss(model, z.float(), tokens[:, 0].long(), objective.even_times(len(z), device))
             for z, tokens in zip(bank.latents.split(64), bank.captions.split(64), strict=True)
         ]
     return float(torch.stack(losses).mean())
 
 
 def train_dit(
-    settings: DitSettings, bank: Bank, check: Bank, folder: Path, *, compiled: bool = True, log_every: int = 200
-) -> tuple[TextToLatents, list[dict[str, float]]]:
+    objective: Objective[M],
+    settings: DitSettings,
+    bank: Bank,
+    check: Bank,
+    folder: Path,
+    *,
+    compiled: bool = True,
+    log_every: int = 200,
+) -> tuple[M, list[dict[str, float]]]:
     """-> the averaged model and its loss curve; folder/dit.safetensors is rewritten every minute."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
     device = bank.latents.device
-    model = TextToLatents().to(device).train()
+    model = objective.build().to(device).train()
     average = Average(model, 0.999)
-    flow = RectifiedFlow()
     optimisers = make_optimisers(
         model, settings.muon_rate, settings.learning_rate, lambda name: "_blocks." in name and "table" not in name
     )
     working = WorkingCopy(model, torch.bfloat16)
     if compiled:
-        transformer = working.module.transformer
-        for block in (*transformer.spatial_blocks, *transformer.temporal_blocks):
+        for block in objective.blocks(working.module):
             block.compile(dynamic=False)
-    math_temporal = compiled and _math_is_faster(working.module, flow, bank, settings.batch)
+    math_temporal = compiled and _math_is_faster(objective, working.module, bank, settings.batch)
     curve: list[dict[str, float]] = []
     start = saved = time.perf_counter()
     step = 0
     while True:
-        loss = flow_loss(working.module, flow, *draw(bank, settings.batch), math_temporal=math_temporal)
+        loss = objective.loss(working.module, *draw(objective, bank, settings.batch), math_temporal)
         loss.backward()
         working.hand_over_gradients()
         done = (time.perf_counter() - start) / settings.seconds
@@ -166,7 +236,7 @@ def train_dit(
         if step % log_every == 0 or done >= 1:
             point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach())}
             if step % (5 * log_every) == 0 or done >= 1:
-                point["validation"] = validation_loss(average.module, flow, check)
+                point["validation"] = validation_loss(objective, average.module, check)
             curve.append(point)
             print("dit", {k: round(v, 4) for k, v in point.items()}, flush=True)
         if time.perf_counter() - saved > 60 or done >= 1:
@@ -179,8 +249,10 @@ def train_dit(
     return average.module, curve
 
 
-def _math_is_faster(model: nn.Module, flow: RectifiedFlow, bank: Bank, batch: int) -> bool:
+def _math_is_faster(objective: Objective[M], model: M, bank: Bank, batch: int) -> bool:
     """Times both ways of attention over time, which also compiles them."""
+    if bank.latents.device.type != "cuda":
+        return False
     seconds: list[float] = []
     for math_temporal in (False, True):
         begin = time.perf_counter()
@@ -188,7 +260,7 @@ def _math_is_faster(model: nn.Module, flow: RectifiedFlow, bank: Bank, batch: in
             if repeat == 3:
                 torch.cuda.synchronize()
                 begin = time.perf_counter()
-            flow_loss(model, flow, *draw(bank, batch), math_temporal=math_temporal).backward()
+            objective.loss(model, *draw(objective, bank, batch), math_temporal).backward()
             model.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
         seconds.append((time.perf_counter() - begin) / 5)

@@ -1,4 +1,4 @@
-"""Trains the demo model's video autoencoder on freshly rendered scenes, in three stages:
+"""Trains the first demo model's video autoencoder on freshly rendered scenes, in three stages:
 
     frames   the image autoencoder alone, on windows of single frames, each of another scene
     time     the temporal autoencoder alone, on latents of the image autoencoder
@@ -11,25 +11,29 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..autoencoders.open_sora import OpenSoraVAE, frames_to_video, video_to_frames
 from .architecture import VAE
 from .clip_source import HEIGHT, WIDTH, ClipSource, object_windows
 from .optimisers import Average, cosine_rate, make_optimisers, step_all
 
+LossOf = Callable[[Tensor, Tensor, float], Tensor]
+V = TypeVar("V", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class VaeSettings:
-    seconds: float  # wall time of the three stages together, compilation not counted
-    shares: tuple[float, float, float] = (0.3, 0.3, 0.4)  # of the time
-    rates: tuple[float, float, float] = (1.0, 1.0, 0.2)  # of the full learning rates
-    clips: int = 4  # a batch of the last stage; each gives two chunks of 17 frames
+    seconds: float  # wall time of all stages together, compilation not counted
+    shares: tuple[float, ...] = (0.3, 0.3, 0.4)  # of the time, for each stage
+    rates: tuple[float, ...] = (1.0, 1.0, 0.2)  # of the full learning rates
+    clips: int = 4  # a batch of the last stage
     images: int = 136  # a batch of the first stage; as many as the last has, so that the compiled blocks serve both
     check_clips: int = 8
     crop: int = 96  # side in pixels of the windows trained on, most of them around the object
@@ -42,15 +46,16 @@ class VaeSettings:
 
 
 @dataclass
-class Training:
+class Training(Generic[V]):
     """What the stages share: the model, its average, the loss curve, and where checkpoints go."""
 
-    vae: OpenSoraVAE
+    vae: V
     folder: Path
-    check: tuple[Tensor, Tensor]  # chunks of clips never trained on, and the object's masks
+    check: tuple[Tensor, Tensor]  # clips (or chunks of them) never trained on, and the object's masks
+    reconstruct: Callable[[V, Tensor, str], Tensor]  # model, such clips, stage -> the same clips anew
     settings: VaeSettings
     curve: list[dict[str, float | str]] = field(default_factory=list)
-    average: Average[OpenSoraVAE] | None = None
+    average: Average[V] | None = None
 
     def run(
         self,
@@ -58,8 +63,8 @@ class Training:
         seconds: float,
         rate: float,
         batches: Iterator[tuple[Tensor, Tensor]],
-        loss_of: Callable[[Tensor, Tensor, float], Tensor],
-        takes_part: Callable[[str], bool],
+        loss_of: LossOf,
+        takes_part: Callable[[str], bool] = lambda name: True,
     ) -> None:
         """Trains the parameters that take part for so long; loss_of gets a batch and the share of the time over."""
         for name, p in self.vae.named_parameters():
@@ -82,7 +87,7 @@ class Training:
             if step % settings.log_every == 0 or done >= 1:
                 point = {"step": step, "seconds": time.perf_counter() - start, "loss": float(loss.detach())}
                 if step % (5 * settings.log_every) == 0 or done >= 1:
-                    point |= evaluate(average.module, *self.check, images_only=stage == "frames")
+                    point |= self.evaluate(average.module, stage)
                 self.curve.append({"stage": stage, **point})
                 print(f"vae {stage}", {k: round(v, 4) for k, v in point.items()}, flush=True)
             if time.perf_counter() - saved > 60 or done >= 1:
@@ -90,6 +95,13 @@ class Training:
                 self.save()
             step += 1
         self.vae.load_state_dict(average.module.state_dict())
+
+    @torch.no_grad()
+    def evaluate(self, vae: V, stage: str) -> dict[str, float]:
+        """PSNR of reconstructions from the latents' means: over all pixels, and over those of the object."""
+        video, mask = self.check
+        error = self.reconstruct(vae, video, stage).clamp(-1, 1) - video
+        return {"psnr": psnr(error, torch.ones_like(mask)), "object_psnr": psnr(error, mask)}
 
     def save(self) -> None:
         assert self.average is not None
@@ -105,7 +117,7 @@ def train_vae(
     vae = new_vae().to(device)
     vae.spatial_vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
-    training = Training(vae, folder, next(check_source.clips(settings.check_clips)), settings)
+    training = Training(vae, folder, next(check_source.chunks(settings.check_clips)), reconstruct, settings)
     if compiled:
         compile_residual_blocks(vae)
     source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
@@ -113,12 +125,31 @@ def train_vae(
     stages = (
         ("frames", source.frames(settings.images), frame_loss(vae, settings), lambda name: "spatial_vae" in name),
         ("time", latents, latent_loss(vae, settings), lambda name: "temporal_vae" in name),
-        ("whole", source.clips(settings.clips), clip_loss(vae, settings), lambda name: True),
+        ("whole", source.chunks(settings.clips), clip_loss(vae, settings), lambda name: True),
     )
     for (stage, batches, loss_of, takes_part), share, rate in zip(stages, settings.shares, settings.rates, strict=True):
         training.run(stage, share * settings.seconds, rate, batches, loss_of, takes_part)
     torch.compiler.set_stance("default")
     return vae.eval().requires_grad_(False), training.curve
+
+
+def train_image_part(
+    vae: OpenSoraVAE, settings: VaeSettings, folder: Path, device: torch.device, *, compiled: bool = True
+) -> list[dict[str, float | str]]:
+    """Trains the image autoencoder of a trained one further, for a use of its own; -> the loss curve.
+
+    The last stage gave up some of its sharpness for what the temporal autoencoder can pass on.
+    """
+    torch.manual_seed(0)
+    check_source = ClipSource(device, seed=99, compiled=False, split="held_out")
+    training = Training(vae, folder, next(check_source.chunks(settings.check_clips)), reconstruct, settings)
+    if compiled:
+        compile_residual_blocks(vae)
+    source = ClipSource(device, seed=1, compiled=compiled, chunk=settings.clips)
+    batches, loss_of = source.frames(settings.images), frame_loss(vae, settings)
+    training.run("frames", settings.seconds, 0.5, batches, loss_of, lambda name: "spatial_vae" in name)
+    vae.eval().requires_grad_(False)
+    return training.curve
 
 
 def new_vae() -> OpenSoraVAE:
@@ -139,9 +170,6 @@ def compile_residual_blocks(vae: OpenSoraVAE) -> None:
             module.compile(dynamic=False)
 
 
-LossOf = Callable[[Tensor, Tensor, float], Tensor]
-
-
 def frame_loss(vae: OpenSoraVAE, settings: VaeSettings) -> LossOf:
     """Image [N, 3, 1, H, W] -> loss of the image autoencoder."""
 
@@ -159,7 +187,7 @@ def latent_batches(
     """Batches of image latents [2 * clips, C, 17, h, w] out of a pool that is renewed as it is used, and their standard
     deviations [C]."""
     pool: list[Tensor] = []
-    clip_batches = source.clips(clips)
+    clip_batches = source.chunks(clips)
     while True:
         chunk = next(clip_batches)[0]
         with (
@@ -231,15 +259,11 @@ def psnr(error: Tensor, weight: Tensor) -> float:
     return float(10 * torch.log10(4 / mse.clamp(min=1e-10)))
 
 
-@torch.no_grad()
-def evaluate(vae: OpenSoraVAE, video: Tensor, mask: Tensor, *, images_only: bool) -> dict[str, float]:
-    """PSNR of reconstructions from the latents' means: over all pixels, and over those of the object."""
-    if images_only:
-        output = vae.decode_spatial(vae.encode_spatial(video)[0])
-    else:
-        output = vae.decode_raw(vae.posterior(video)[0], video.shape[2])
-    error = output.clamp(-1, 1) - video
-    return {"psnr": psnr(error, torch.ones_like(mask)), "object_psnr": psnr(error, mask)}
+def reconstruct(vae: OpenSoraVAE, video: Tensor, stage: str) -> Tensor:
+    """Chunks -> the same from the latents' means, of the image autoencoder alone in its own stage."""
+    if stage == "frames":
+        return vae.decode_spatial(vae.encode_spatial(video)[0])
+    return vae.decode_raw(vae.posterior(video)[0], video.shape[2])
 
 
 def latent_shape() -> tuple[int, int, int]:
