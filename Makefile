@@ -13,11 +13,14 @@ PROMPT     ?= a red ball rolls left over a green floor
 SEED       ?= 1
 TESTS      ?= tests
 
-.PHONY: demo test lint format comfyui install clean
+.PHONY: demo app test lint format comfyui install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pab generate "$(PROMPT)" --model demo --policy pab246 --seed $(SEED) --force -o demo.mp4
 	@echo "The video: $(CURDIR)/demo.mp4"
+
+app: $(VENV)/.installed-app
+	$(BIN)/pab app
 
 test: lint
 	$(BIN)/python -m pytest $(TESTS)
@@ -52,6 +55,10 @@ $(VENV)/.torch: $(VENV)/.made
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml tests/constraints.txt
 	$(PIP) install --quiet --constraint tests/constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(PIP) install --quiet --constraint tests/constraints.txt --editable ".[app]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

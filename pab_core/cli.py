@@ -1,4 +1,4 @@
-"""The command line: `pab generate`, `pab schedule`, `pab download`, `pab bench`.
+"""The command line: `pab generate`, `pab schedule`, `pab download`, `pab app`, `pab bench`.
 
 Torch and all that stands on it is imported inside the commands, so that help and mistakes are answered at once.
 """
@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from .cli_app import app as studio
 from .cli_bench import bench
 from .cli_options import (
     STYLE,
@@ -22,9 +23,11 @@ from .cli_options import (
     DeviceOption,
     FramesOption,
     JsonOption,
+    KeptOption,
     KnownModelOption,
     MlpOption,
     ModelOption,
+    OffloadOption,
     PolicyOption,
     ResolutionOption,
     SamplerOption,
@@ -55,6 +58,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.command(name="app")(studio)
 
 
 @app.callback()
@@ -102,6 +106,8 @@ def generate(
     vae: VaeOption = None,
     text_encoder: TextEncoderOption = None,
     fp8: Annotated[bool, typer.Option("--fp8", help="Keep the transformer's weights in eight bits.")] = False,
+    offload: OffloadOption = None,
+    kept: KeptOption = "plain",
     device: DeviceOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output file.")] = False,
 ) -> None:
@@ -109,7 +115,10 @@ def generate(
     started = time.perf_counter()
     with answered():
         # All that can be known to be wrong is said before a model is loaded.
-        from .checkpoints import find_model
+        from .broadcast.cache import make_store
+        from .checkpoints import default_dtype, find_model
+        from .offload import check_mode
+        from .offload import offload as lend
         from .pipeline import Pipeline, check_device, check_guidance, check_seed, schedule_for
         from .prompt_cleaning import clean_prompt
         from .tasks import Given
@@ -128,12 +137,19 @@ def generate(
             image, last_image, video, None if edit is None else real(edit), loop, strategy, tuple(reference or ())
         )
         scores = scores_of(aesthetic, motion, camera)
-        check_device(device)
+        computes_on = check_device(device)
+        make_store(kept)
+        mode = None if offload is None else check_mode(offload)
         target = check_output(output, force)
 
         with progress() as show:
             show("load", 0, 0)
-            pipe = Pipeline.from_checkpoint(found, device=device, storage="fp8" if fp8 else None)
+            # What is offloaded waits on the host, in the precision of the device that will compute with it.
+            lies_on = computes_on if mode is None else "cpu"
+            dtype, storage = default_dtype(found.spec, computes_on), "fp8" if fp8 else None
+            pipe = Pipeline.from_checkpoint(found, device=lies_on, dtype=dtype, storage=storage)
+            if mode is not None:
+                pipe = lend(pipe, mode, computes_on)
             pipe = replace(pipe, sampler=walk)
             seconds = {"load": time.perf_counter() - started}
             made = pipe.generate(
@@ -145,6 +161,7 @@ def generate(
                 given=given,
                 total_frames=frames_of(total_frames),
                 scores=scores,
+                kept=kept,
                 progress=lambda event: show(event.stage, event.done, event.total),
                 **clip,
             )

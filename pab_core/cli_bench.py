@@ -62,7 +62,10 @@ def speed(
         from .pipeline import Pipeline, check_device, check_seed, schedule_for
 
         spec = find_model(model).spec
-        names = [name for name in policy or preset_names(spec.family) if name != "off"]
+        # Fewer steps are the honest rival of any reuse.
+        count = whole(steps)
+        rival = ["steps20"] if (count if isinstance(count, int) else spec.steps) > 20 else []
+        names = [name for name in policy or (*preset_names(spec.family), *rival) if name != "off"]
         rounds = check_rounds(whole(repeat))
         number, clip = check_seed(whole(seed)), {"num_frames": frames_of(frames), **size_of(size)}
         for name in names:
@@ -93,3 +96,35 @@ def speed(
         for row in report.rows:
             near = "identical" if row.psnr is None else f"{row.psnr:.2f}"
             typer.echo(f"{row.policy:9} {row.median:8.2f}  {row.speedup:7.2f}x  {near:9}  {shares(row.reused)}")
+
+
+@bench.command()
+def memory(
+    model: ModelOption = "demo",
+    policy: PolicyOption = "pab246",
+    steps: StepsOption = None,
+    frames: FramesOption = None,
+    size: SizeOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the denoising's peak memory: weights whole or offloaded, reused results on the device or off it."""
+    with answered():
+        from .checkpoints import find_model
+        from .evaluate.memory import describe_memory, measure_memory, usual_cases
+        from .pipeline import Pipeline, check_device, schedule_for
+
+        spec = find_model(model).spec
+        clip = {"num_frames": frames_of(frames), **size_of(size)}
+        schedule_for(spec, policy, steps=whole(steps), **clip)
+        target = check_device(device)
+        with progress() as show:
+            show("load", 0, 0)
+            report = measure_memory(
+                Pipeline.load(model, device=target),
+                usual_cases(policy, target),
+                steps=whole(steps),
+                **clip,
+                on_run=lambda done, total: show("runs", done, total),
+            )
+        typer.echo(json.dumps(report.to_json()) if as_json else describe_memory(report))

@@ -11,7 +11,7 @@ import typer
 from .errors import PabError
 
 if TYPE_CHECKING:
-    from .broadcast import Policy
+    from .broadcast import AnyPolicy
     from .checkpoints import Sampler
     from .models.registry import ModelSpec
     from .prompt_scores import PromptScores
@@ -24,7 +24,12 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="demo, a downloaded model, or a checkpoint's folder or file.")
 ]
 KnownModelOption = Annotated[str, typer.Option("--model", "-m", help="demo, open-sora, latte, or a folder.")]
-PolicyOption = Annotated[str, typer.Option("--policy", "-p", help="off, pab246, pab357, pab579, or any pabXYZ.")]
+PolicyOption = Annotated[
+    str,
+    typer.Option(
+        "--policy", "-p", help="off, pab246 or any pabXYZ, tgate, delta-dit, teacache, steps20, ... or a file."
+    ),
+]
 SpatialOption = Annotated[str | None, typer.Option("--spatial", metavar="N", help="Range of spatial attention.")]
 TemporalOption = Annotated[str | None, typer.Option("--temporal", metavar="N", help="Range of temporal attention.")]
 CrossOption = Annotated[str | None, typer.Option("--cross", metavar="N", help="Range of cross-attention.")]
@@ -51,6 +56,18 @@ TextEncoderOption = Annotated[
 ]
 SizeOption = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Size in pixels, such as 192x128.")]
 SeedOption = Annotated[str | None, typer.Option("--seed", metavar="N", help="Default: a random one, which is told.")]
+OffloadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--offload",
+        metavar="parts|blocks",
+        help="For little GPU memory: text encoder, transformer and VAE are there one at a time, or even two blocks.",
+    ),
+]
+KeptOption = Annotated[
+    str,
+    typer.Option("--kept", metavar="plain|fp8|host", help="Where results wait for reuse: on the GPU, or the host."),
+]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -127,7 +144,7 @@ def policy_of(
     cross: str | None = None,
     mlp: bool | None = None,
     window: str | None = None,
-) -> "Policy":
+) -> "AnyPolicy":
     from .broadcast import Window, customise
 
     return customise(

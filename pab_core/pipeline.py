@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .broadcast import BroadcastRun, Policy, ScheduleTable, preset, resolve
+from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable, find_policy, resolve, steps_of
+from .broadcast.cache import make_store
 from .checkpoints import (
     SAMPLERS,
     Checkpoint,
@@ -81,6 +82,7 @@ class Pipeline:
     text_encoder: CachedTextEncoder | None
     sampler: Sampler
     preview_matrix: Tensor | None = None  # [C + 1, 3], latents and 1 -> RGB
+    compiled: bool = False  # whether blocks are compiled by torch.compile: the first run is slow, the next are fast
 
     @property
     def device(self) -> torch.device:
@@ -184,7 +186,7 @@ class Pipeline:
 
     def schedule(
         self,
-        policy: str | Policy = "off",
+        policy: str | AnyPolicy = "off",
         *,
         steps: int | None = None,
         num_frames: int | None = None,
@@ -193,6 +195,14 @@ class Pipeline:
     ) -> ScheduleTable:
         """The table that a run with these settings will follow."""
         return schedule_for(self.spec, policy, self.sampler, steps, num_frames, height, width)
+
+    def new_run(self, table: ScheduleTable, kept: str = "plain") -> BroadcastRun:
+        """The state of one run of `denoise`. `kept`: where updates wait, one of broadcast.cache's storages."""
+        if not self.compiled:
+            return BroadcastRun(table, make_store(kept))
+        from .acceleration.compiled import CompiledRun
+
+        return CompiledRun(table, make_store(kept))
 
     @torch.no_grad()
     def denoise(
@@ -209,6 +219,7 @@ class Pipeline:
         fps: int | None = None,
         cond_mask: Tensor | None = None,
         seed: int | None = None,
+        run: BroadcastRun | None = None,
         progress: ProgressCallback | None = None,
     ) -> Tensor:
         """Noise [B, C, T, h, w] -> clean latents of the same shape, float32, on the model's device.
@@ -217,6 +228,7 @@ class Pipeline:
             table: from `schedule` with the same steps and size.
             cond_mask: [B, T], 0 = a latent frame that is given in `latents`, 1 = free; see `RectifiedFlow.sample`.
             seed: of noise that is drawn on the way, which only some samplers and given frames need.
+            run: a fresh one of the table, to keep its updates elsewhere or to look at it afterwards; None: made here.
             progress: called after each step; what it raises ends the run and reaches the caller, and nothing of the run
                 stays behind.
 
@@ -224,7 +236,7 @@ class Pipeline:
             PabError: the table is for other steps or another size.
         """
         num_frames, height, width = self._size(num_frames, height, width)
-        steps = self.spec.steps if steps is None else steps
+        steps = table.sampler_steps or (self.spec.steps if steps is None else steps)
         if isinstance(self.sampler, NoiseSampler):
             expected = self.sampler.timesteps(steps).tolist()
             if [float(t) for t in expected] != list(table.timesteps):
@@ -253,7 +265,7 @@ class Pipeline:
             if progress is not None:
                 progress(Progress("denoise", step + 1, total, clean))
 
-        run = BroadcastRun(table)
+        run = self.new_run(table) if run is None else run
         return DENOISERS[self.spec.family](self.transformer, self.sampler, task, run, on_step)
 
     @torch.no_grad()
@@ -314,7 +326,7 @@ class Pipeline:
         prompt: str,
         *,
         negative: str | None = None,
-        policy: str | Policy = "off",
+        policy: str | AnyPolicy = "off",
         seed: int | None = None,
         steps: int | None = None,
         guidance: float | None = None,
@@ -324,6 +336,7 @@ class Pipeline:
         given: Given | None = None,
         total_frames: int | None = None,
         scores: PromptScores | None = None,
+        kept: str = "plain",
         progress: ProgressCallback | None = None,
     ) -> Generation:
         """All stages; None stands for the model's default (seed: a random one).
@@ -332,6 +345,8 @@ class Pipeline:
             given: pictures or a video to start from, for models that take them.
             total_frames: of a video longer than the model makes at once, which becomes a chain of clips of num_frames.
                 Its prompt may say what comes when: "|0| a calm sea |2| a storm".
+            kept: where updates wait for their reuse: "plain": as they are, on the device, "fp8": in eight bits, "host":
+                in the host's memory.
 
         Raises:
             PabError: a setting that the model cannot take. What `progress` raises (to cancel) passes through.
@@ -344,6 +359,7 @@ class Pipeline:
         plan = make_plan(self.spec, prompt, given or Given(), total_frames=total_frames, **size)
         seconds: dict[str, float] = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         clips: list[Tensor] = []
+        taken = table
         warnings = [size_warning(self.spec, **size)]
         for segment, text_of in zip(plan.segments, plan.prompts, strict=True):
             tell = _part_of(progress, segment.index, len(plan.segments))
@@ -354,6 +370,7 @@ class Pipeline:
                 # Each clip of a chain has noise of its own.
                 own_seed = (seed + segment.index) % 2**64
                 frames = plan.frames_for(segment, self.encode, clips)
+                run = self.new_run(table, kept)
                 z, cond_mask = apply_given(self.prepare_latents(own_seed, **size), frames)
                 latents = self.denoise(
                     z,
@@ -363,9 +380,11 @@ class Pipeline:
                     guidance=guidance,
                     cond_mask=cond_mask,
                     seed=own_seed,
+                    run=run,
                     progress=tell,
                     **size,
                 )
+            taken = run.taken
             with _timed(seconds, "decode"):
                 clips.append(self.decode(latents, num_frames, progress=tell))
         video = plan.finish(clips)
@@ -375,16 +394,16 @@ class Pipeline:
             "model": self.spec.name,
             "policy": table.policy,
             "seed": seed,
-            "steps": self.spec.steps if steps is None else steps,
+            "steps": table.sampler_steps or (self.spec.steps if steps is None else steps),
             **({"sampler": self.sampler.scheduler} if isinstance(self.sampler, NoiseSampler) else {}),
             "guidance": guidance,
             **size,
             **({"clips": len(clips)} if len(clips) > 1 else {}),
             "fps": self.spec.fps,
-            "reused": {kind: round(table.reused_share(kind), 4) for kind in table.kinds},
+            "reused": {kind: round(taken.reused_share(kind), 4) for kind in taken.kinds},
         }
         told = tuple(dict.fromkeys(warning for warning in warnings if warning))
-        return Generation(video, self.spec.fps, table, seconds, metadata, told)
+        return Generation(video, self.spec.fps, taken, seconds, metadata, told)
 
     def _size(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
         return clip_size(self.spec, num_frames, height, width)
@@ -405,7 +424,7 @@ def clip_size(spec: ModelSpec, num_frames: int | None, height: int | None, width
 
 def schedule_for(
     spec: ModelSpec,
-    policy: str | Policy,
+    policy: str | AnyPolicy,
     sampler: Sampler | None = None,
     steps: int | None = None,
     num_frames: int | None = None,
@@ -416,12 +435,11 @@ def schedule_for(
 
     Its steps are calls of the model, of which some samplers make more than the `steps` asked for.
     """
-    if isinstance(policy, str):
-        policy = preset(policy, spec.family, spec.depth)
+    chosen = find_policy(policy, spec.family, spec.depth)
     size = clip_size(spec, num_frames, height, width)
     sampler = sampler or SAMPLERS[spec.family]
-    timesteps = sampler.timesteps(spec.steps if steps is None else steps, *size)
-    return resolve(policy, timesteps.tolist(), spec.branches)
+    timesteps = sampler.timesteps(steps_of(chosen, spec.steps if steps is None else steps), *size)
+    return resolve(chosen, timesteps.tolist(), spec.branches)
 
 
 def check_seed(seed: int) -> int:

@@ -48,6 +48,8 @@ class RectifiedFlow:
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise PabError(f"The number of steps must be a whole number, 1 or more, not {steps!r}.")
+        if steps > self.num_timesteps:
+            raise PabError(f"The number of steps must be {self.num_timesteps} at most, not {steps}.")
         t = torch.tensor([(1.0 - i / steps) * self.num_timesteps for i in range(steps)])
         return self.shift(t, num_frames, height, width) if self.use_timestep_transform else t
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..broadcast import Policy, ScheduleTable
+from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
 from ..pipeline import Pipeline
 from .machine import describe_machine
@@ -67,7 +67,7 @@ class SpeedReport:
 
 def measure_speed(
     pipe: Pipeline,
-    policies: Sequence[str | Policy],
+    policies: Sequence[str | AnyPolicy],
     *,
     prompt: str = PROMPT,
     seed: int = 1,

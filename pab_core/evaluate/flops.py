@@ -8,7 +8,9 @@ branch is computed.
 
 from __future__ import annotations
 
+import functools
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..broadcast import Policy, ScheduleTable
+from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
 from ..models.latte import LatteConfig, LatteT2V
 from ..models.layers import Branch, Kind
@@ -30,6 +32,10 @@ from ..models.stdit3 import STDiT3, STDiT3Config
 from ..pipeline import schedule_for
 
 Config = STDiT3Config | LatteConfig | OpenSoraPlanConfig
+
+
+_TYPICAL_TOKENS = 20
+_counting = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ class CallFlops:
     def over(self, table: ScheduleTable) -> int:
         """A whole run: each branch at the steps that compute it, the rest at every step."""
         saved = sum(
-            flops.total * sum(table.reuses(branch, step) for step in range(table.steps))
+            # Reused scores spare the product of queries and keys, half of the core, and nothing else.
+            (flops.core // 2 if table.scores and branch.kind != "mlp" else flops.total)
+            * sum(table.reuses(branch, step) for step in range(table.steps))
             for branch, flops in self.branches.items()
         )
         return table.steps * self.total - saved
@@ -112,7 +120,7 @@ class FlopsReport:
         return {"model": self.model, "policy": self.policy, **{name: round(getattr(self, name), 4) for name in numbers}}
 
 
-def video_flops(model: str, policies: Iterable[str | Policy], text_tokens: int | None = None) -> list[FlopsReport]:
+def video_flops(model: str, policies: Iterable[str | AnyPolicy], text_tokens: int | None = None) -> list[FlopsReport]:
     """The FLOPs of one video of a released model at the paper's settings, for each policy.
 
     Args:
@@ -134,6 +142,19 @@ def video_flops(model: str, policies: Iterable[str | Policy], text_tokens: int |
     around = paper.text_encoder + paper.decoder
     both = [(around + seen.over(table) / 1e12, call.over(table) / 1e12) for table in tables]
     return [FlopsReport(model, table.policy, *own, *both[0]) for table, own in zip(tables[1:], both[1:], strict=True)]
+
+
+def predicted_saving(spec: ModelSpec, config: Any, table: ScheduleTable, **size: int) -> float:
+    """Share of the denoising's arithmetic that a schedule leaves out, 0..1; `size`: num_frames, height, width."""
+    call = _typical_call(spec, config, **size)
+    return 1 - call.over(table) / (table.steps * call.total)
+
+
+@functools.lru_cache(maxsize=64)
+def _typical_call(spec: ModelSpec, config: Any, **size: int) -> CallFlops:
+    """A call with a prompt of usual length; counting takes half a second to three."""
+    with _counting:  # what counts watches all of torch
+        return count_call(spec, config, _TYPICAL_TOKENS, **size)
 
 
 def describe_flops(report: FlopsReport, text_tokens: int | None = None) -> str:

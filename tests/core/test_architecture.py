@@ -15,20 +15,22 @@ CORE = ROOT / "pab_core"
 
 # A part may import parts that stand in a line above its own, never one beside or below it.
 ORDER = (
-    ("errors",),
+    ("errors", "slots"),
     ("models",),
     ("tensor_files", "prompt_cleaning"),
     ("loading", "text"),
     ("text_encoder_files", "embedding_cache"),
     ("broadcast", "sampling", "noise_sampling", "autoencoders", "text_encoder_loading", "hub_transfer", "video_io"),
     ("sizes", "prompt_scores", "conditioning", "frame_input", "hub"),
-    ("parallel", "checkpoints", "denoising", "chaining"),
+    ("parallel", "checkpoints", "denoising", "chaining", "acceleration"),
     ("tasks",),
     ("pipeline",),
+    ("offload",),
     ("evaluate", "demo"),
     ("terminal", "cli_options"),
-    ("cli_bench",),
-    ("cli", "app"),
+    ("app",),
+    ("cli_bench", "cli_app"),
+    ("cli",),
     ("__main__",),
 )
 RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
@@ -38,7 +40,7 @@ OUTSIDE = {"__init__"}
 LIBRARIES = {
     "errors": set(),
     "models": {"torch"},
-    "broadcast": {"torch"},
+    "broadcast": {"torch", "pydantic"},
     "sampling": {"torch"},
     "noise_sampling": {"torch", "diffusers"},
     "loading": {"torch", "safetensors"},

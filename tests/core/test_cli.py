@@ -184,7 +184,7 @@ def test_ctrl_c_from_outside_in_the_middle_of_the_steps(folder: Path, tmp_path: 
         "pipeline.Progress = telling; main()"
     )
     out = tmp_path / "out.mp4"
-    options = ["generate", PROMPT, "--model", str(folder), "--steps", "3000", "-o", str(out)]
+    options = ["generate", PROMPT, "--model", str(folder), "--steps", "1000", "-o", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", script, *options],
         cwd=ROOT,

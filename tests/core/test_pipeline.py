@@ -17,7 +17,8 @@ from tiny_checkpoint import ABOUT
 from torch import Tensor
 
 from pab_core import pipeline, video_io
-from pab_core.broadcast import BroadcastRun, Policy, ScheduleTable, customise
+from pab_core.broadcast import AnyPolicy, BroadcastRun, Policy, ScheduleTable, customise
+from pab_core.broadcast.cache import Store
 from pab_core.errors import PabError
 from pab_core.pipeline import Pipeline, Progress
 
@@ -30,7 +31,7 @@ class Stop(Exception):
 
 def denoised(
     pipe: Pipeline,
-    policy: str | Policy,
+    policy: str | AnyPolicy,
     seed: int = 1,
     steps: int | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -45,8 +46,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[BroadcastRun]:
     made: list[BroadcastRun] = []
 
     class Recorded(BroadcastRun):
-        def __init__(self, table: ScheduleTable):
-            super().__init__(table)
+        def __init__(self, table: ScheduleTable, store: Store | None = None):
+            super().__init__(table, store)
             made.append(self)
 
     monkeypatch.setattr(pipeline, "BroadcastRun", Recorded)
