@@ -6,6 +6,9 @@ want queries, keys and values moved so that time comes last. This kernel reads t
 crosses the memory once.
 """
 
+# Triton comes with CUDA builds of torch alone, and its language is not Python to a type checker.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
