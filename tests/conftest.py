@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -11,6 +14,9 @@ from demo_checkpoint import write_demo_checkpoint
 from tiny_checkpoint import write_tiny_checkpoint
 
 from pab_core.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,3 +47,18 @@ def pipe(folder: Path) -> Pipeline:
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the demo model's architecture and size, untrained, named "demo-random"."""
     return write_demo_checkpoint(tmp_path_factory.mktemp("models") / "demo-random")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium of the system (CHROMIUM, or on the path); one for all tests, since playwright runs once a process."""
+    from playwright.sync_api import expect, sync_playwright
+
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    assert program, "these tests need Chromium: install it, or name it with CHROMIUM"
+    expect.set_options(timeout=90_000)  # a video takes seconds, and more on a busy machine
+    with sync_playwright() as playwright:
+        # Tests run as root in containers, where Chromium's own sandbox cannot start.
+        made = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield made
+        made.close()

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import RunningStudio, open_studio
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from running_studio import RunningStudio, open_studio
 
 PROMPT = "a blue cube slides right over a wooden floor"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from server import ComfyServer
 from template import load_template
 
@@ -68,17 +67,14 @@ def test_the_route_answers_nonsense_in_words(server: ComfyServer, body: Any, wor
 
 
 @pytest.fixture
-def page(server: ComfyServer) -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1700, "height": 1000})
-        page.goto(server.url)
-        page.wait_for_function("Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.PABBroadcast)")
-        page.wait_for_timeout(1000)  # the page opens a workflow of its own first
-        page.evaluate("workflow => window.app.loadGraphData(workflow)", load_template("pab_text_to_video"))
-        yield page
-        browser.close()
+def page(server: ComfyServer, browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1700, "height": 1000})
+    page.goto(server.url)
+    page.wait_for_function("Boolean(window.app?.graph && window.LiteGraph?.registered_node_types?.PABBroadcast)")
+    page.wait_for_timeout(1000)  # the page opens a workflow of its own first
+    page.evaluate("workflow => window.app.loadGraphData(workflow)", load_template("pab_text_to_video"))
+    yield page
+    page.close()
 
 
 def test_the_node_shows_the_schedule_and_follows_its_sliders(page: Page) -> None:
