@@ -11,6 +11,7 @@ crosses the memory once.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ def is_available(device: torch.device, frames: int) -> bool:
     return triton is not None and device.type == "cuda" and frames <= MOST_FRAMES
 
 
+@cache
 def _define() -> Any:
     @triton.jit
     def kernel(
@@ -99,9 +101,6 @@ def _define() -> Any:
     return kernel
 
 
-_kernel: Any = None
-
-
 @torch.library.custom_op("pab::time_attention", mutates_args=())
 def time_attention(
     qkv: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, angles: Tensor | None, eps: float
@@ -112,12 +111,9 @@ def time_attention(
         q_weight, k_weight: [d] of RMSNorm on queries and keys, or None.
         angles: float32 [T, d / 2] of rotary positions on neighbouring pairs of channels, or None.
     """
-    global _kernel
-    if _kernel is None:
-        _kernel = _define()
     batch, frames, tokens, _, heads, width = qkv.shape
     out = qkv.new_empty(batch, frames, tokens, heads * width)
-    _kernel[(batch * tokens * heads,)](
+    _define()[(batch * tokens * heads,)](
         qkv,
         out,
         q_weight,

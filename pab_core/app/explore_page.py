@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..broadcast import preset, preset_names
+from ..broadcast import find_policy, preset_names
 from ..broadcast.picture_svg import draw_schedule_svg
 from ..pipeline import schedule_for
 from .labels import Labels
@@ -60,7 +60,7 @@ class ExplorePage:
         spec, cards = offered.spec, []
         levels = dict(zip(preset_names(spec.family)[1:], LEVELS, strict=False))
         for name, level in levels.items():
-            policy = preset(name, spec.family, spec.depth)
+            policy = find_policy(name, spec.family, spec.depth)
             table = schedule_for(spec, policy, offered.sampler)
             picture = draw_schedule_svg(table, policy, texts=schedule_texts(language))
             words = text("saving", language, share=f"{self.studio.table_saving(offered, table):.0%}")

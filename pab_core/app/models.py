@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from ..checkpoints import Checkpoint, Sampler, find_model, models_folder
 from ..errors import PabError
 from ..models.registry import MODELS, ModelSpec
 from ..pipeline import Pipeline
-
-_TEXT_TOKENS = 12  # of a usual prompt; they hardly show in a share
 
 
 @dataclass(frozen=True)
@@ -79,26 +76,14 @@ class LoadedModel:
         return self._name if self._pipe is not None else None
 
 
-_counting = threading.Lock()
-
-
 def predicted_saving(offered: Offered, table: ScheduleTable, num_frames: int, height: int, width: int) -> float:
     """Share of the denoising's arithmetic (FLOPs) that a schedule leaves out, 0..1."""
-    with _counting:
-        saved = _branch_flops(str(offered.source), num_frames, height, width)
-    every, of_branch = saved
-    reused = sum(
-        flops * sum(table.reuses(branch, i) for i in range(table.steps)) for branch, flops in of_branch.items()
-    )
-    return reused / (every * table.steps)
+    from ..evaluate import flops
+
+    found = _found(str(offered.source))
+    return flops.predicted_saving(found.spec, found.config, table, num_frames=num_frames, height=height, width=width)
 
 
 @functools.lru_cache(maxsize=64)
-def _branch_flops(source: str, num_frames: int, height: int, width: int):
-    """FLOPs of one call of the model, whole and by branch; half a second to three, without weights."""
-    from ..evaluate.flops import count_call
-
-    found = find_model(source)
-    size = {"num_frames": num_frames, "height": height, "width": width}
-    call = count_call(found.spec, found.config, _TEXT_TOKENS, **size)  # pyright: ignore[reportArgumentType]
-    return call.total, {branch: flops.total for branch, flops in call.branches.items()}
+def _found(source: str) -> Checkpoint:
+    return find_model(source)

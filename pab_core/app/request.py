@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..broadcast import AnyPolicy, Policy, ScheduleTable, Window, customise, policy_names, preset, preset_names
+from ..broadcast import AnyPolicy, Policy, ScheduleTable, Window, customise, find_policy, policy_names, preset_names
 from ..broadcast.presets import FAMILIES
 from ..cli_options import frames_of, size_of, whole
 from ..conditioning import check_takes_frames
@@ -97,7 +97,7 @@ def policy_name(level: str, family: str) -> str:
 
 def preset_values(level: str, spec: ModelSpec) -> dict[str, Any]:
     """What the sliders show for a level or policy: ranges, mlp, and the window's ends to two places."""
-    policy = preset(policy_name(level, spec.family), spec.family, spec.depth)
+    policy = find_policy(policy_name(level, spec.family), spec.family, spec.depth)
     if not isinstance(policy, Policy):
         policy = Policy()  # of a form without ranges
     # Off has the whole run for its window: what a slider would begin with is the family's.

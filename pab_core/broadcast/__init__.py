@@ -2,7 +2,6 @@
 follows."""
 
 from .find import AnyPolicy, customise, find_policy, policy_names
-from .find import find_policy as preset
 from .policy import MlpRule, Policy, Window
 from .presets import preset_names
 from .run import BroadcastRun
@@ -18,7 +17,6 @@ __all__ = [
     "customise",
     "find_policy",
     "policy_names",
-    "preset",
     "preset_names",
     "resolve",
     "steps_of",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from pab_core.acceleration.compiled import CompiledRun
-from pab_core.broadcast import BroadcastRun, preset, resolve
+from pab_core.broadcast import BroadcastRun, find_policy, resolve
 from pab_core.models.registry import ARCHITECTURES
 
 STEPS = 30
@@ -50,7 +50,7 @@ def test_compiled_blocks_give_the_plain_runs_results(name: str, family: str, pol
     model, call = fixture_model(name, family), caller(name, family)
     branches: Any = model.branches
     timesteps = [999 - 33 * step for step in range(STEPS)]
-    table = resolve(preset(policy, family, len(branches)), timesteps, branches)
+    table = resolve(find_policy(policy, family, len(branches)), timesteps, branches)
     plain, fast = BroadcastRun(table), CompiledRun(table, backend="aot_eager")
     worst = 0.0
     for step, t in enumerate(timesteps):

@@ -18,7 +18,7 @@ from pab_core.app.history import History
 from pab_core.app.request import ClipRequest
 from pab_core.app.sharing import workflow_for
 from pab_core.app.texts import _TEXTS, preferred_language, schedule_texts, text
-from pab_core.broadcast import preset
+from pab_core.broadcast import find_policy
 from pab_core.broadcast.picture_svg import draw_schedule_svg
 from pab_core.errors import PabError
 from pab_core.models.registry import MODELS
@@ -165,7 +165,7 @@ def test_the_browsers_language_is_taken(accepted: str, language: str):
 @pytest.mark.parametrize("name", ["off", "pab246", "pab579"])
 def test_the_svg_fills_each_cell_as_far_as_it_is_computed(model: str, name: str):
     spec = MODELS[model]
-    policy = preset(name, spec.family, spec.depth)
+    policy = find_policy(name, spec.family, spec.depth)
     table = schedule_for(spec, name)
     picture = ET.fromstring(draw_schedule_svg(table, policy, width=2000))
     rows = {group.get("data-kind"): group for group in picture.iter(f"{SVG}g") if group.get("data-kind")}
@@ -182,7 +182,7 @@ def test_the_svg_stays_in_its_box_and_small_cells_are_joined():
     spec = MODELS["open-sora-plan"]
     table = schedule_for(spec, "pab246")
     for width in (300, 560):
-        text_ = draw_schedule_svg(table, preset("pab246", spec.family, spec.depth), width=width)
+        text_ = draw_schedule_svg(table, find_policy("pab246", spec.family, spec.depth), width=width)
         picture = ET.fromstring(text_)
         box = [float(part) for part in picture.get("viewBox", "").split()]
         for rect in picture.iter(f"{SVG}rect"):

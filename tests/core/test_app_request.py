@@ -12,7 +12,7 @@ from pab_core.app.models import Offered, offered_models
 from pab_core.app.pictures import find_picture
 from pab_core.app.request import ClipRequest, FieldErrors, check_request, preset_values, with_sliders
 from pab_core.app.settings import Limits
-from pab_core.broadcast import Policy, preset, preset_names
+from pab_core.broadcast import Policy, find_policy, preset_names
 from pab_core.checkpoints import SAMPLERS
 from pab_core.errors import PabError
 from pab_core.models.registry import MODELS
@@ -84,7 +84,7 @@ def test_levels_are_the_published_policies(offered: dict[str, Offered], model: s
     spec = MODELS[model]
     clip = check(offered, model=model, policy=level)
     name = preset_names(spec.family)[place]
-    assert clip.policy == preset(name, spec.family, spec.depth)
+    assert clip.policy == find_policy(name, spec.family, spec.depth)
     assert clip.table.source == schedule_for(spec, name, SAMPLERS[spec.family]).source
     assert (clip.num_frames, clip.height, clip.width) == (spec.num_frames, spec.height, spec.width)
 

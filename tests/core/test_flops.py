@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from typer.testing import CliRunner
 
-from pab_core.broadcast import Window, customise, preset
+from pab_core.broadcast import Window, customise, find_policy
 from pab_core.cli import app
 from pab_core.errors import PabError
 from pab_core.evaluate.flops import PAPER, as_published, count_call, video_flops
@@ -90,7 +90,7 @@ def test_a_call_by_hand():
 def test_reuse_saves_just_the_branches_own_cost():
     spec, paper = model_spec("latte"), PAPER["latte"]
     call = as_published(count_call(spec, paper.config, 6), spec, paper, 6)
-    off, table = schedule_for(spec, "off"), schedule_for(spec, preset("pab236", spec.family, spec.depth))
+    off, table = schedule_for(spec, "off"), schedule_for(spec, find_policy("pab236", spec.family, spec.depth))
     saved = sum(
         call.branches[branch].total for branch in table.branches for i in range(table.steps) if table.reuses(branch, i)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pab_core.broadcast import Policy, Window, preset, resolve
+from pab_core.broadcast import Policy, Window, find_policy, resolve
 from pab_core.broadcast.picture import ASCII, draw_schedule
 from pab_core.models.registry import MODELS
 from pab_core.models.stdit3 import stdit3_branches
@@ -15,7 +15,7 @@ from pab_core.pipeline import schedule_for
 @pytest.mark.parametrize("steps", [1, 2, 7, 30, 159])
 def test_the_picture_shows_every_step_at_every_width(width: int, steps: int):
     spec = MODELS["demo"]
-    policy = preset("pab246", spec.family, spec.depth)
+    policy = find_policy("pab246", spec.family, spec.depth)
     table = schedule_for(spec, policy, None, steps)
     lines = draw_schedule(table, policy, width=width).splitlines()
     assert all(len(line) <= max(width, 27) for line in lines[:-1])
@@ -31,7 +31,7 @@ def test_the_picture_shows_every_step_at_every_width(width: int, steps: int):
 
 def test_the_picture_marks_the_window_and_the_axes():
     spec = MODELS["open-sora"]
-    policy = preset("pab246", spec.family, spec.depth)
+    policy = find_policy("pab246", spec.family, spec.depth)
     table = schedule_for(spec, policy)
     lines = {line.split()[0]: line[10:] for line in draw_schedule(table, policy, width=80).splitlines() if line}
     assert lines["window"] == " " * 18 + "─" * 34
