@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # these bring diffusers and transformers, which take seconds 
     from .autoencoders import VideoVAE
     from .embedding_cache import CachedTextEncoder, EmbeddingCache
 
-DEMOS = {"demo": Path(__file__).parent / "demo" / "weights"}  # name -> folder
+_DEMO = Path(__file__).parent / "demo"
+# Name -> folder. All read their prompts with the first one's text encoder and tokenizer.
+DEMOS = {"demo": _DEMO / "weights", "demo-latte": _DEMO / "weights_latte", "demo-plan": _DEMO / "weights_plan"}
 Sampler = RectifiedFlow | NoiseSampler
 # How the authors of each family sample, for models of which no scheduler_config.json is at hand.
 SAMPLERS: dict[str, Sampler] = {
@@ -94,8 +96,9 @@ def find_model(
         base, path = model_spec(name), DEMOS[name]
         if not (path / "transformer").is_dir():
             raise PabError(
-                "This copy carries no trained weights of the demo model. Make them with `python -m pab_core.demo.train "
-                f"--output {path}` on a GPU, or give the folder of a checkpoint instead of '{name}'."
+                f"This copy carries no trained weights of {base.title}. Make them with `python -m pab_core.demo.train "
+                f"{'' if name == 'demo' else f'--family {base.family} '}--output {path}` on a GPU, or give the folder "
+                f"of a checkpoint instead of '{name}'."
             )
     elif not path.exists():
         base = model_spec(name)
@@ -116,14 +119,15 @@ def find_model(
     if spec.family != found.family:
         raise PabError(f"{transformer} holds a transformer of the family '{found.family}', not that of {spec.title}.")
     folder = path if transformer != path else None
+    text = DEMOS["demo"] if name in DEMOS else folder
     return Checkpoint(
         spec,
         config,
         transformer,
         # Latte comes with two, of which its authors use the one that looks at neighbouring frames.
         _part(folder, vae, "vae_temporal_decoder", "vae"),
-        _part(folder, text_encoder, "text_encoder"),
-        _part(folder, tokenizer, "tokenizer"),
+        _part(text, text_encoder, "text_encoder"),
+        _part(text, tokenizer, "tokenizer"),
         spare_tokenizer,
         read_sampler(spec.family, folder),
     )
@@ -215,13 +219,13 @@ def load_vae(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
         return None, None
     from .autoencoders import LatteVAE, build_vae
 
-    config = read_config(checkpoint.vae) if checkpoint.vae.is_dir() else {}
+    config = dict(read_config(checkpoint.vae)) if checkpoint.vae.is_dir() else {}
+    matrix = config.pop("preview_matrix", None)  # ours alone: diffusers warns of entries that it does not know
     with torch.device("meta"):
         vae = build_vae(checkpoint.spec.family, config)
     former = vae.former_names() if isinstance(vae, LatteVAE) else None
     load_weights(vae, checkpoint.vae, dtype, device, tied=former, allow_pickle_tensors=True)
     check_fit("vae", vae.latent_channels, "in_channels", checkpoint.config.in_channels)
-    matrix = config.get("preview_matrix")
     return vae.eval(), None if matrix is None else torch.tensor(matrix)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pab_core.autoencoders import CausalVAE, build_vae
-from pab_core.checkpoints import SAMPLERS, find_model
+from pab_core.checkpoints import DEMOS, SAMPLERS, find_model
 from pab_core.demo import train_causal_vae, train_dit, train_noise
 from pab_core.demo.adherence import at_judges_rate, generate_batch, judge_videos, load_demo
 from pab_core.demo.families import FAMILIES, LATTE, OPEN_SORA_PLAN, Family
@@ -21,6 +21,8 @@ from pab_core.demo.noise_objective import NoiseModel, NoiseObjective
 from pab_core.demo.render import render
 from pab_core.demo.scenes import SceneFields, scenes_of
 from pab_core.demo.train import WEIGHTS
+from pab_core.errors import PabError
+from pab_core.models.registry import MODELS
 from pab_core.noise_sampling import NoiseSampler
 from pab_core.pipeline import Pipeline
 
@@ -89,6 +91,25 @@ def test_the_folder_says_how_its_clips_are_made(family: Family, folders: dict[st
     assert isinstance(authors, NoiseSampler)
     assert found.sampler.scheduler == authors.scheduler
     assert found.sampler.timesteps(found.spec.steps).equal(authors.timesteps(found.spec.steps))
+
+
+@each_family
+def test_the_name_knows_what_the_folder_says(
+    family: Family, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"latte": "demo-latte", "open-sora-plan": "demo-plan"}[family.name]
+    assert DEMOS[name] == family.weights
+    own = find_model(folders[family.name])
+    assert replace(own.spec, name=name) == MODELS[name]
+    monkeypatch.setitem(DEMOS, name, folders[family.name])
+    named = find_model(name)
+    assert named.spec == MODELS[name]
+    assert named.text_encoder == WEIGHTS / "text_encoder"
+    assert named.tokenizer == WEIGHTS / "tokenizer"
+    assert Pipeline.load(name, device="cpu").encode_prompt(PROMPT).negative is not None
+    monkeypatch.setitem(DEMOS, name, folders[family.name] / "nowhere")
+    with pytest.raises(PabError, match=rf"no trained weights of {own.spec.title}.*--family {family.name} --output"):
+        find_model(name)
 
 
 @each_family
