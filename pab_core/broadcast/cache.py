@@ -66,13 +66,17 @@ class Fp8Store:
         self._kept: dict[Hashable, tuple[Tensor, Tensor, torch.dtype]] = {}
 
     def keep(self, key: Hashable, value: Tensor) -> None:
-        # A row of zeros has no scale of its own: any does.
-        scale = (value.abs().amax(dim=-1, keepdim=True).float() / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
-        self._kept[key] = (value / scale).to(_FP8), scale, value.dtype
+        self.keep_encoded(key, *encode_fp8(value), value.dtype)
 
     def take(self, key: Hashable) -> Tensor:
-        value, scale, dtype = self._kept[key]
-        return (value.float() * scale).to(dtype)
+        return decode_fp8(*self._kept[key])
+
+    def keep_encoded(self, key: Hashable, value: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        """What `encode_fp8` made of a tensor of type dtype: for those who melt it into other work."""
+        self._kept[key] = value, scale, dtype
+
+    def take_encoded(self, key: Hashable) -> tuple[Tensor, Tensor]:
+        return self._kept[key][:2]
 
     def drop(self, key: Hashable) -> None:
         del self._kept[key]
@@ -83,6 +87,17 @@ class Fp8Store:
             value.numel() * value.element_size() + scale.numel() * scale.element_size()
             for value, scale, _ in self._kept.values()
         )
+
+
+def encode_fp8(value: Tensor) -> tuple[Tensor, Tensor]:
+    """value [..., D] -> the same in eight bits, and its scales, float32 [..., 1]."""
+    # A row of zeros has no scale of its own: any does.
+    scale = (value.abs().amax(dim=-1, keepdim=True).float() / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    return (value / scale).to(_FP8), scale
+
+
+def decode_fp8(value: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (value.float() * scale).to(dtype)
 
 
 def make_store(storage: str = "plain") -> Store:
@@ -123,11 +138,8 @@ def predicted_cache_bytes(table: ScheduleTable, size: int | Callable[[Branch], i
     for step in range(table.steps):
         for _ in range(lanes):
             for branch in table.keepers:
-                source = table.source[branch][step]
-                last = table.last_use.get((branch, source))
-                if source == step and last is not None:
+                if table.source[branch][step] == step and (branch, step) in table.last_use:
                     held += size_of(branch)
-                elif last == step:
-                    held -= size_of(branch)
+                held -= size_of(branch) * len(table.freed(branch, step))
                 most = max(most, held)
     return most

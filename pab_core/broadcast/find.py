@@ -5,37 +5,39 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ..errors import PabError
+from .calibrated import calibrated_names, calibrated_path
 from .delta_dit import DELTA_DIT, DeltaDit
 from .policy import Policy, Window
+from .predictors import HISTORY, check_predictor
 from .presets import FAMILIES, family_mlp_rules, pab
-from .teacache import COEFFICIENTS, TeaCache, teacache
+from .teacache import TeaCache, coefficients_of, teacache
 from .tgate import tgate
 
 if TYPE_CHECKING:  # pydantic takes its time
     from .schedule_file import ScheduleFile
 
 AnyPolicy = Union[Policy, DeltaDit, TeaCache, "ScheduleFile"]
-SCHEDULES = Path(__file__).resolve().parent / "schedules"  # those calibrated for models, <family>-<depth>.json
 _RANGES = re.compile(r"(pab|scores)(?:([1-9])([1-9])([1-9])|(\d{1,3})-(\d{1,3})-(\d{1,3}))")
 _STEPS = re.compile(r"steps([1-9]\d{0,3})")
 _TEACACHE = re.compile(r"teacache(\d*\.?\d+)?")
+_CALIBRATED = re.compile(r"calibrated(?:-([a-z0-9]+))?")
 
 
 def policy_names(family: str, depth: int | None = None) -> tuple[str, ...]:
     """The policies that a model can be given by name, to list them; `pab` takes any ranges and `steps` any number.
 
+    A policy of ranges or of a file may be followed by a predictor, as in pab246+linear.
+
     depth: where given, those that need calibration are named only for models that have it.
     """
     first = FAMILIES[family].names[0]
     names = ["off", *FAMILIES[family].names, "pab444", "tgate", "delta-dit", f"scores{first[3:]}", "steps20"]
-    if depth is None or (family, depth) in COEFFICIENTS:
+    if depth is None or coefficients_of(family, depth) is not None:
         names.append("teacache")
-    if depth is None or calibrated_path(family, depth).is_file():
-        names.append("calibrated")
-    return tuple(names)
+    return (*names, *(("calibrated",) if depth is None else calibrated_names(family, depth)))
 
 
 def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth: int) -> AnyPolicy:
@@ -49,7 +51,10 @@ def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth
             policy.check_model(family, depth)  # pyright: ignore[reportAttributeAccessIssue]
         return policy
     name = os.fspath(policy)
-    if isinstance(policy, os.PathLike) or name.endswith(".json") or "/" in name or "\\" in name:
+    base, plus, predictor = name.rpartition("+")
+    if plus and (predictor in HISTORY or not _is_path(policy, name)):
+        return _predicted(find_policy(base, family, depth), check_predictor(predictor))
+    if _is_path(policy, name):
         return _from_file(Path(name).expanduser(), family, depth)
     if name == "off":
         return Policy(name="off")
@@ -57,8 +62,8 @@ def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth
         return tgate(family)
     if name == "delta-dit":
         return DELTA_DIT[family]
-    if name == "calibrated":
-        return _calibrated(family, depth)
+    if found := _CALIBRATED.fullmatch(name):
+        return _calibrated(family, depth, found[1] or "")
     if found := _STEPS.fullmatch(name):
         return Policy(name, steps=int(found[1]))
     if found := _TEACACHE.fullmatch(name):
@@ -113,16 +118,31 @@ def customise(
     return changed
 
 
-def calibrated_path(family: str, depth: int) -> Path:
-    return SCHEDULES / f"{family}-{depth}.json"
+def _is_path(policy: "str | os.PathLike[str]", name: str) -> bool:
+    return isinstance(policy, os.PathLike) or name.endswith(".json") or "/" in name or "\\" in name
 
 
-def _calibrated(family: str, depth: int) -> "ScheduleFile":
-    path = calibrated_path(family, depth)
+def _predicted(policy: AnyPolicy, predictor: str) -> AnyPolicy:
+    """The policy with its reused steps predicted."""
+    name = f"{policy.name}+{predictor}"
+    if isinstance(policy, Policy) and not policy.is_off:
+        return replace(policy, name=name, predictor=predictor)
+    if hasattr(policy, "rules"):
+        changed: Any = policy
+        return type(changed).model_validate({**changed.model_dump(), "name": name, "predictor": predictor})
+    raise PabError(
+        f"The policy {policy.name} keeps no single updates to predict from: leave out +{predictor}, or choose one of "
+        "those named pab or a schedule file."
+    )
+
+
+def _calibrated(family: str, depth: int, name: str) -> "ScheduleFile":
+    path = calibrated_path(family, depth, name)
     if not path.is_file():
+        called = f" named {name}" if name else ""
         raise PabError(
-            f"No schedule has been calibrated for a {family} model of depth {depth} yet: make one with pab calibrate, "
-            "and give its file as the policy."
+            f"No schedule{called} has been calibrated for a {family} model of depth {depth} yet: make one with pab "
+            "calibrate, or give a schedule file as the policy."
         )
     return _from_file(path, family, depth)
 

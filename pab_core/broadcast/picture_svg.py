@@ -34,7 +34,12 @@ _LINE = "var(--pab-window, #d9822b)"
 
 
 def draw_schedule_svg(
-    table: ScheduleTable, policy: object = None, *, width: int = 560, texts: Mapping[str, str] | None = None
+    table: ScheduleTable,
+    policy: object = None,
+    *,
+    width: int = 560,
+    texts: Mapping[str, str] | None = None,
+    font: str = "inherit",
 ) -> str:
     """An <svg> element that grows with the place it is given; `title` and `desc` tell it to screen readers.
 
@@ -42,6 +47,7 @@ def draw_schedule_svg(
         policy: where it is one with ranges, the window of each kind of attention is drawn as a line under its row.
         width: of the view box, whose letters are 12 units high: the smaller, the larger they appear.
         texts: words that stand for those of TEXTS, such as their translations.
+        font: of the letters; a file of its own inherits none.
     """
     words = {**TEXTS, **(texts or {})}
     kinds = table.kinds
@@ -50,7 +56,7 @@ def draw_schedule_svg(
     said = "; ".join(f"{words[kind]}: {table.reused_share(kind):.0%} {words['reused']}" for kind in kinds)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="pab-schedule" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{title}: {escape(said)}" font-family="inherit" font-size="12" fill="currentColor">',
+        f'aria-label="{title}: {escape(said)}" font-family="{font}" font-size="12" fill="currentColor">',
         f"<title>{title}</title><desc>{escape(said)}</desc>",
         *_axis(table.steps, width, words["step"]),
     ]

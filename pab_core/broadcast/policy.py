@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..errors import PabError
 from ..models.layers import Stream
+from .predictors import check_predictor
 
 Unit = Literal["fraction", "step", "timestep"]
 TO_THE_END = 10**9  # a broadcast range that outlasts every run: computed once, then reused to the end of the window
@@ -122,6 +123,7 @@ class Policy:
     period: int | None = None
     scores: bool = False  # attention reuses its scores in place of its update: slower, the paper's ablation
     steps: int | None = None  # that the run makes, whatever it is asked for
+    predictor: str = "hold"  # what a reused step is given, see predictors.py
     # Which of spatial, temporal, cross and window were set by hand: they must fit the run.
     checked: tuple[str, ...] = field(default=(), compare=False)
 
@@ -130,6 +132,9 @@ class Policy:
             check_range(kind, getattr(self, kind))
         if self.period is not None and (isinstance(self.period, bool) or self.period < 1):
             raise PabError(f"A policy counts steps in periods of 1 or more calls of the model, not {self.period!r}.")
+        check_predictor(self.predictor)
+        if self.scores and self.predictor != "hold":
+            raise PabError("Reused scores cannot be predicted from earlier ones: leave one of the two out.")
         if self.steps is not None and (isinstance(self.steps, bool) or self.steps < 1):
             raise PabError(f"A policy of fewer steps makes 1 or more of them, not {self.steps!r}.")
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..models.layers import Branch
 from .cache import PlainStore, Store
+from .predictors import make_predictor
 from .schedule import Decision, ScheduleTable
 from .scores import ScoreReuse
 
@@ -30,12 +31,15 @@ class BroadcastRun:
         self._store = PlainStore() if store is None else store
         self._sums: dict[Key, Tensor] = {}  # of groups whose last branch has not been computed yet
         self._group = {branch: group for group in table.groups for branch in group}
+        self._predictor = make_predictor(table.predictor, table.timesteps)  # None: reused as it is
         self._decision: Decision | None = None
         self._sources: list[int] = []  # of the steps decided so far
         self._place: tuple[int, str] | None = None  # step and lane of the last call
 
     def begin(self, model: Any) -> None:
         """Called once, before the first step."""
+        if self._predictor is not None:
+            self._predictor.begin(model)
         if self.table.decide is not None:
             self._decision = self.table.decide.begin(model)
 
@@ -49,19 +53,17 @@ class BroadcastRun:
         if self.table.scores and branch.kind != "mlp":
             return self._by_scores(key, update, x, cond, last)
         if source != self.step:
-            value = self._store.take(key)
-            if last == self.step:
-                self._store.drop(key)
-            return value
+            return self._reused(branch, cond, source, last)
         value = update(x, cond)
         if last is not None:
-            self._keep(key, value)
+            self._keep(key, value, cond)
         return value
 
     @property
     def kept_bytes(self) -> int:
         """Size of what is held for reuse at this moment."""
-        return self._store.held_bytes + sum(value.numel() * value.element_size() for value in self._sums.values())
+        own = 0 if self._predictor is None else self._predictor.held_bytes
+        return own + self._store.held_bytes + sum(value.numel() * value.element_size() for value in self._sums.values())
 
     @property
     def taken(self) -> ScheduleTable:
@@ -79,7 +81,8 @@ class BroadcastRun:
             reuse = self._decision.reuse(self.step, self.table.steps, x, cond)
             self._sources.append(self._sources[-1] if reuse else self.step)
         if hasattr(self._store, "prefetch"):
-            keys = [(self.lane, b, self._source(b)[0]) for b in self.table.keepers if self._source(b)[0] != self.step]
+            reused = [b for b in self.table.keepers if self._source(b)[0] != self.step]
+            keys = [(self.lane, b, source) for b in reused for source in self._sources_of(b)]
             self._store.prefetch(keys)  # pyright: ignore[reportAttributeAccessIssue]
 
     def _source(self, branch: Branch) -> tuple[int, int | None]:
@@ -90,16 +93,30 @@ class BroadcastRun:
         # Whether a later step reuses it is not known: it is kept until the next is computed.
         return self._sources[self.step], self.table.steps
 
+    def _sources_of(self, branch: Branch) -> tuple[int, ...]:
+        """The steps whose updates make the one that is used now, latest first."""
+        return self.table.sources(branch, self.step) if self._decision is None else (self._sources[self.step],)
+
+    def _reused(self, branch: Branch, cond: Any, source: int, last: int | None) -> Tensor:
+        """What is used in place of the update of a branch, or of the group that it is the first of."""
+        if self._predictor is None:
+            value = self._store.take((self.lane, branch, source))
+            if last == self.step:
+                self._store.drop((self.lane, branch, source))
+            return value
+        kept = [(s, self._store.take((self.lane, branch, s))) for s in self.table.sources(branch, self.step)]
+        value = self._predictor.predict(self.lane, branch, self.step, kept, cond)
+        for freed in self.table.freed(branch, self.step):
+            self._store.drop((self.lane, branch, freed))
+        return value
+
     def _in_group(self, branch: Branch, update: Update, x: Tensor, cond: Any, source: int, last: int | None) -> Tensor:
         group = self._group[branch]
         key = (self.lane, group[0], source)
         if source != self.step:
             if branch != group[0]:
                 return x.new_zeros(())
-            value = self._store.take(key)
-            if last == self.step:
-                self._store.drop(key)
-            return value
+            return self._reused(branch, cond, source, last)
         value = update(x, cond)
         if last is None:
             return value
@@ -110,7 +127,7 @@ class BroadcastRun:
             self._sums[key] = self._sums[key] + value
         self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
         if branch == group[-1]:
-            self._keep(key, self._sums.pop(key))
+            self._keep(key, self._sums.pop(key), cond)
         return value
 
     def _drop_decided(self, branch: Branch) -> None:
@@ -131,9 +148,11 @@ class BroadcastRun:
         with ScoreReuse() as attention:
             value = update(x, cond)
         assert attention.scores is not None, key
-        self._keep(key, attention.scores)
+        self._keep(key, attention.scores, cond)
         return value
 
-    def _keep(self, key: Key, value: Tensor) -> None:
+    def _keep(self, key: Key, value: Tensor, cond: Any = None) -> None:
         self._store.keep(key, value)
+        if self._predictor is not None:
+            self._predictor.note(key[0], key[1], cond)
         self.peak_bytes = max(self.peak_bytes, self.kept_bytes)

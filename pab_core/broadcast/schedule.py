@@ -1,6 +1,6 @@
 """The schedule: for each branch and step, the step whose update is used. Resolved before the run; all else reads it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import PabError
 from ..models.layers import Branch, Kind, Stream
 from .policy import TO_THE_END, MlpRule, Policy
+from .predictors import HISTORY
 
 
 class Decision(Protocol):
@@ -54,6 +55,7 @@ class ScheduleTable:
     scores: attention reuses its scores, softmax(q k), in place of its update.
     decide: the run decides itself at which steps everything is reused; `source` then says that all is computed.
     sampler_steps: asked of the sampler in place of what the user asked for.
+    predictor: what a reused step is given, one of predictors.HISTORY.
     """
 
     policy: str
@@ -63,8 +65,12 @@ class ScheduleTable:
     scores: bool = False
     decide: DynamicPolicy | None = None
     sampler_steps: int | None = None
+    predictor: str = "hold"
 
     def __post_init__(self) -> None:
+        assert self.predictor in HISTORY, self.predictor
+        assert self.predictor == "hold" or not (self.scores or self.decide), "predicted are updates of a known table"
+        assert self.predictor != "gate" or not self.groups, "a sum of updates has no gate"
         for branch, steps in self.source.items():
             assert len(steps) == len(self.timesteps), branch
             assert all(s == i or (s < i and steps[s] == s) for i, s in enumerate(steps)), (branch, steps)
@@ -86,11 +92,43 @@ class ScheduleTable:
     def reuses(self, branch: Branch, step: int) -> bool:
         return self.source[branch][step] != step
 
+    def sources(self, branch: Branch, step: int) -> tuple[int, ...]:
+        """The steps whose updates make the one used at `step`, latest first: several where it is extrapolated."""
+        return self._sources[self.source[branch]][step]
+
+    @cached_property
+    def _sources(self) -> Mapping[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+        """By row of `source`, which many branches share."""
+        count = HISTORY[self.predictor]
+
+        def of_row(row: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+            computed: list[int] = []  # latest first
+            for i, source in enumerate(row):
+                if source == i:
+                    computed.insert(0, i)
+                    yield (i,)
+                else:
+                    yield tuple(computed[computed.index(source) :][:count])
+
+        return MappingProxyType({row: tuple(of_row(row)) for row in set(self.source.values())})
+
     @cached_property
     def last_use(self) -> Mapping[tuple[Branch, int], int]:
         """(branch, step at which it was computed) -> the last step that reuses it; absent if none does."""
-        last = {(b, s): i for b, steps in self.source.items() for i, s in enumerate(steps) if s != i}
+        last = {
+            (branch, source): i
+            for branch, row in self.source.items()
+            for i, found in enumerate(self._sources[row])
+            for source in found
+            if row[i] != i
+        }
         return MappingProxyType(last)
+
+    def freed(self, branch: Branch, step: int) -> tuple[int, ...]:
+        """The steps whose updates of a branch are reused at `step` for the last time."""
+        if not self.reuses(branch, step):
+            return ()
+        return tuple(source for source in self.sources(branch, step) if self.last_use[branch, source] == step)
 
     @property
     def keepers(self) -> tuple[Branch, ...]:
@@ -135,6 +173,7 @@ class ScheduleTable:
             "cross": row("cross"),
             "mlp_spatial": blocks("spatial"),
             "mlp_temporal": blocks("temporal"),
+            **({} if self.predictor == "hold" else {"predictor": self.predictor}),
         }
 
 
@@ -154,7 +193,9 @@ def resolve(policy: Policy | Plan, timesteps: Sequence[float], branches: Iterabl
         b: _mlp_source(policy.mlp_rules(b.stream), timesteps, b.block) if b.kind == "mlp" else attention[b.kind]
         for b in branches
     }
-    return ScheduleTable(policy.name, places, source, scores=policy.scores, sampler_steps=policy.steps)
+    return ScheduleTable(
+        policy.name, places, source, scores=policy.scores, sampler_steps=policy.steps, predictor=policy.predictor
+    )
 
 
 def steps_of(policy: Policy | Plan, asked: int) -> int:

@@ -28,6 +28,7 @@ from ..errors import PabError
 from ..models.layers import Branch, Kind, Stream
 from .policy import Window
 from .schedule import ScheduleTable, check_range_fits, empty_window_error
+from .whole_file import write_whole
 
 VERSION = 1
 
@@ -108,10 +109,13 @@ class ScheduleFile(_Strict):
     stretch: bool = False
     merge: bool = False
     allow_empty_windows: bool = False
+    predictor: Literal["hold", "gate", "linear", "taylor"] = "hold"
     note: str = ""
 
     @model_validator(mode="after")
     def _whole(self) -> "ScheduleFile":
+        if self.merge and self.predictor == "gate":
+            raise ValueError("merged branches have no gate of their own: leave out merge, or the predictor gate")
         for number, rule in enumerate(self.rules):
             if rule.source is not None and len(rule.source) != self.run_steps:
                 raise ValueError(
@@ -137,7 +141,7 @@ class ScheduleFile(_Strict):
             own = [row for rule, row in zip(self.rules, rows, strict=True) if rule.matches(branch)]
             source[branch] = own[-1] if own else tuple(range(steps))
         groups = neighbours(source) if self.merge else ()
-        return ScheduleTable(self.name, timesteps, source, groups=groups)
+        return ScheduleTable(self.name, timesteps, source, groups=groups, predictor=self.predictor)
 
     def _row(self, rule: Rule, steps: int) -> tuple[int, ...]:
         if rule.source is not None:
@@ -196,8 +200,7 @@ def save_schedule(schedule: ScheduleFile, path: Path) -> Path:
     """Writes the file; what stands at its default is left out."""
     told = {"pab_schedule": schedule.pab_schedule, **schedule.model_dump(mode="json", exclude_defaults=True)}
     lines = json.dumps(told, indent=2)
-    path.write_text(_one_line_lists(lines) + "\n", encoding="utf-8")
-    return path
+    return write_whole(path, _one_line_lists(lines) + "\n")
 
 
 def schedule_of(table: ScheduleTable, family: str, depth: int, name: str | None = None, note: str = "") -> ScheduleFile:
@@ -220,6 +223,7 @@ def schedule_of(table: ScheduleTable, family: str, depth: int, name: str | None 
         steps=table.sampler_steps,
         run_steps=table.steps,
         merge=bool(table.groups),
+        predictor=table.predictor,  # pyright: ignore[reportArgumentType]
         note=note,
     )
 

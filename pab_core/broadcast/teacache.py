@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from ..errors import PabError
 from ..models.layers import Branch, modulate
+from .calibrated import read_coefficients
 from .schedule import ScheduleTable
 
-# By family and depth, highest power first. At depth 28: the authors' (ali-vilab/TeaCache); Latte-1's are not known
-# here. The demo model's: fitted by `evaluate.recording.fit_polynomial` to 8 clips.
+# By family and depth, highest power first; those in files go before them, see calibrated.py. At depth 28: the authors'
+# (ali-vilab/TeaCache); Latte-1's are not known here. The demo model's: fitted by `evaluate.recording.fit_polynomial` to
+# 8 clips.
 COEFFICIENTS: dict[tuple[str, int], tuple[float, ...]] = {
     ("stdit3", 5): (463715.0, -130684.0, 13269.7, -566.078, 8.68059),
     ("stdit3", 28): (2.17546007e02, -1.18329252e02, 2.68662585e01, -4.59364272e-02, 4.84426240e-02),
@@ -68,15 +70,21 @@ class TeaCacheDecision:
         return False
 
 
+def coefficients_of(family: str, depth: int) -> tuple[float, ...] | None:
+    """Highest power first; None where none are known for the model."""
+    return read_coefficients(family, depth) or COEFFICIENTS.get((family, depth))
+
+
 def teacache(family: str, depth: int, threshold: float | None = None) -> TeaCache:
     """PabError where no coefficients are known for the model."""
-    if (family, depth) not in COEFFICIENTS:
+    coefficients = coefficients_of(family, depth)
+    if coefficients is None:
         raise PabError(
-            f"TeaCache is not calibrated for a {family} model of depth {depth}: choose a policy that needs no "
-            "calibration, such as one of those named pab."
+            f"TeaCache is not calibrated for a {family} model of depth {depth}: fit it with pab calibrate --teacache, "
+            "or choose a policy that needs no calibration, such as one of those named pab."
         )
     name = "teacache" if threshold is None else f"teacache{threshold:g}"
-    return TeaCache(SLOW if threshold is None else threshold, COEFFICIENTS[family, depth], name)
+    return TeaCache(SLOW if threshold is None else threshold, coefficients, name)
 
 
 def first_modulation(model: nn.Module) -> Tensor:

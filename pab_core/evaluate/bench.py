@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
 from ..pipeline import Pipeline
+from ..text import TextEmbedding
 from .machine import describe_machine
 
 PROMPT = "a red ball rolls left over a green floor"
-_WARM_UP_STEPS = 2
+_WARM_UP_STEPS = 4  # PNDM makes no less
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class SpeedRow:
     speedup: float  # median time of off / median time of this policy
     reused: dict[str, float]  # kind -> share, 0..1
     psnr: float | None  # dB of its frames against those of off; None = identical
+    reused_share: float = 0.0  # of all branch calls
 
     @property
     def median(self) -> float:
@@ -72,6 +74,7 @@ def measure_speed(
     prompt: str = PROMPT,
     seed: int = 1,
     repeat: int = 3,
+    clips: int = 1,
     steps: int | None = None,
     num_frames: int | None = None,
     height: int | None = None,
@@ -84,22 +87,26 @@ def measure_speed(
     before, unmeasured.
 
     Args:
+        clips: made together; a GPU that a single small clip leaves idle is timed with more.
         on_run: (runs done, runs in all), also called with 0 at the start.
     """
     check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
     tables = [pipe.schedule(policy, steps=steps, **size) for policy in ("off", *policies)]
-    text = pipe.encode_prompt(prompt)
-    noise = pipe.prepare_latents(seed, **size)
+    text = _repeated(pipe.encode_prompt(prompt), clips)
+    noise = torch.cat([pipe.prepare_latents(seed + i, **size) for i in range(clips)])
 
-    def timed(table: ScheduleTable) -> tuple[float, Tensor]:
+    def timed(table: ScheduleTable, steps: int | None) -> tuple[float, Tensor, ScheduleTable]:
+        run = pipe.new_run(table)
         _finish(pipe.device)
         start = time.perf_counter()
-        latents = pipe.denoise(noise, text, table, **size)
+        latents = pipe.denoise(noise, text, table, steps=steps, seed=seed, run=run, **size)
         _finish(pipe.device)
-        return time.perf_counter() - start, latents
+        return time.perf_counter() - start, latents, run.taken
 
-    timed(pipe.schedule("off", steps=min(_WARM_UP_STEPS, tables[0].steps), **size))
+    asked = list(tables)
+    few = min(_WARM_UP_STEPS, tables[0].steps)
+    timed(pipe.schedule("off", steps=few, **size), few)
     seconds: list[list[float]] = [[] for _ in tables]
     latents: dict[int, Tensor] = {}
     total = repeat * len(tables)
@@ -108,12 +115,13 @@ def measure_speed(
             on_run(done, total)
         turn, place = divmod(done, len(tables))
         which = (turn + place) % len(tables)
-        elapsed, latents[which] = timed(tables[which])
+        # What it decided itself to reuse, it tells only now.
+        elapsed, latents[which], tables[which] = timed(asked[which], steps)
         seconds[which].append(elapsed)
     if on_run is not None:
         on_run(total, total)
 
-    frames = [pipe.decode(latents[i], num_frames) for i in range(len(tables))]
+    frames = [pipe.decode(latents[i][:1], num_frames) for i in range(len(tables))]
     medians = [statistics.median(s) for s in seconds]
     rows = tuple(
         SpeedRow(
@@ -122,12 +130,13 @@ def measure_speed(
             speedup=medians[0] / medians[i],
             reused={kind: table.reused_share(kind) for kind in table.kinds},
             psnr=psnr(frames[i], frames[0]),
+            reused_share=table.reused_share(),
         )
         for i, table in enumerate(tables)
     )
     count, tall, wide, _ = frames[0].shape
     settings = {"prompt": prompt, "seed": seed, "repeat": repeat, "steps": tables[0].steps}
-    settings |= {"num_frames": count, "height": tall, "width": wide}
+    settings |= {"num_frames": count, "height": tall, "width": wide} | ({"clips": clips} if clips > 1 else {})
     weights = "trained" if pipe.spec.trained else "random"
     return SpeedReport(pipe.spec.name, weights, describe_machine(str(pipe.device)), settings, rows)
 
@@ -142,6 +151,16 @@ def psnr(frames: Tensor, reference: Tensor) -> float | None:
     """Peak signal-to-noise ratio in dB of uint8 videos [T, H, W, 3] over all their pixels; None = identical."""
     error = (frames.double() - reference.double()).square().mean().item()
     return 10 * math.log10(255**2 / error) if error else None
+
+
+def _repeated(text: TextEmbedding, count: int) -> TextEmbedding:
+    """The same prompt so many times, [1, L, D] -> [count, L, D]."""
+    tokens, mask, away = (
+        None if one is None else one.repeat_interleave(count, 0) for one in (text.tokens, text.mask, text.negative)
+    )
+    assert tokens is not None
+    assert mask is not None
+    return replace(text, tokens=tokens, mask=mask, negative=away)
 
 
 def _finish(device: torch.device) -> None:

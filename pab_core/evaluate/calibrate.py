@@ -11,26 +11,32 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from ..broadcast import BroadcastRun, ScheduleTable
+from ..broadcast import ScheduleTable
 from ..broadcast.schedule_file import ScheduleFile, schedule_of
 from ..errors import PabError
 from ..models.layers import Branch
 from ..pipeline import Pipeline
+from .costs import Costs
 from .generation import Clip, make_latents
-from .quality import ResultFile
+from .results import ResultFile
 
 Unit = tuple[Branch, ...]  # branches that are computed at the same steps
 Cell = tuple[int, int]  # unit and step
+Whole = Literal["kind", "block", "model"]
 OnProgress = Callable[[float, float], None]  # share of the time that is left, error
+
+
+class TooLittleTime(PabError):
+    """What was asked for needs more time; what was done so far is kept."""
 
 
 @dataclass(frozen=True)
@@ -47,116 +53,95 @@ class Candidate:
     def with_computed(self, cells: Iterable[Cell]) -> Candidate:
         return Candidate(self.units, self.steps, self.reused - set(cells))
 
-    def table(self, off: ScheduleTable, name: str = "calibrated") -> ScheduleTable:
-        source: dict[Branch, tuple[int, ...]] = {}
+    @property
+    def source(self) -> dict[Branch, tuple[int, ...]]:
+        """As that of a table, in the order of the units."""
+        found: dict[Branch, tuple[int, ...]] = {}
         for number, unit in enumerate(self.units):
             row: list[int] = []
             for i in range(self.steps):
                 row.append(row[-1] if (number, i) in self.reused else i)
-            source |= dict.fromkeys(unit, tuple(row))
-        return ScheduleTable(name, off.timesteps, {branch: source[branch] for branch in off.branches})
+            found |= dict.fromkeys(unit, tuple(row))
+        return found
 
-    @property
-    def digest(self) -> str:
-        """The same for the same schedule, whatever its units."""
-        cells = sorted((repr(branch), step) for unit, step in self.reused for branch in self.units[unit])
-        return hashlib.sha256(repr(cells).encode()).hexdigest()[:24]
+    def table(self, off: ScheduleTable, name: str = "calibrated", predictor: str = "hold") -> ScheduleTable:
+        source = self.source
+        rows = {branch: source[branch] for branch in off.branches}
+        return ScheduleTable(name, off.timesteps, rows, predictor=predictor)
 
 
-def make_units(branches: Sequence[Branch], groups: int) -> tuple[Unit, ...]:
-    """The branches of one kind and stream in one of `groups` equal parts of the depth, each."""
+def digest(table: ScheduleTable) -> str:
+    """The same for tables by which a run does the same."""
+    rows = sorted((repr(branch), row) for branch, row in table.source.items() if row != tuple(range(table.steps)))
+    about = (table.timesteps, rows, (table.predictor, table.scores) if rows else "", table.groups, table.decide)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+
+
+def make_units(branches: Sequence[Branch], groups: int, whole: Whole = "kind") -> tuple[Unit, ...]:
+    """The branches that are computed together: those of one kind and stream in one of `groups` equal parts of the
+    depth, or all of such a part ("block": what is reused is then the residual of whole blocks), or all of the model.
+    """
     depth = 1 + max(branch.block for branch in branches)
     if not 1 <= groups <= depth:
         raise PabError(f"The model's {depth} blocks can be searched in 1 to {depth} groups, not {groups}.")
     found: dict[tuple[str, str, int], list[Branch]] = {}
     for branch in branches:
-        found.setdefault((branch.kind, branch.stream, branch.block * groups // depth), []).append(branch)
+        kind, stream = (branch.kind, branch.stream) if whole == "kind" else ("", "")
+        part = 0 if whole == "model" else branch.block * groups // depth
+        found.setdefault((kind, stream, part), []).append(branch)
     return tuple(tuple(unit) for unit in found.values())
 
 
 class Trial:
-    """Judges candidates on some clips."""
+    """Judges schedules on some clips, made `batch` at a time."""
 
-    def __init__(self, pipe: Pipeline, clips: Sequence[Clip], path: Path, batch: int = 8):
-        self.pipe, self.clips, self.batch = pipe, clips, batch
+    def __init__(self, pipe: Pipeline, clips: Sequence[Clip], path: Path, batch: int = 8, predictor: str = "hold"):
+        self.pipe, self.clips, self.batch, self.predictor = pipe, clips, batch, predictor
         self.off = pipe.schedule("off")
         header = {"search": pipe.spec.name, "steps": pipe.spec.steps, "clips": [[c.prompt, c.seed] for c in clips]}
         self.file = ResultFile(path, header)
-        self.known = {line["digest"]: line["error"] for line in self.file.lines}
+        told = {line["digest"]: line["error"] for line in self.file.lines if "digest" in line}
+        self.known = {key: math.inf if error is None else error for key, error in told.items()}
         self.judged = 0  # in this process
+        self.on_judged: Callable[[int], None] | None = None  # told how many are known
         self._plain: list[Tensor] | None = None
 
     def error(self, candidate: Candidate) -> float:
-        """Root of the mean, over the clips, of the squared relative distance from the latents without reuse."""
-        if candidate.digest not in self.known:
-            error = self._judge(candidate.table(self.off))
+        return self.error_of(candidate.table(self.off, predictor=self.predictor))
+
+    def knows(self, candidate: Candidate) -> bool:
+        return digest(candidate.table(self.off, predictor=self.predictor)) in self.known
+
+    def error_of(self, table: ScheduleTable) -> float:
+        """Root of the mean, over the clips, of the squared relative distance from the latents without reuse; infinite
+        where that is no number.
+
+        PabError where the latents without reuse are not all numbers.
+        """
+        key = digest(table)
+        if key not in self.known:
+            self.known[key] = self._judge(table)
             self.judged += 1
-            self.known[candidate.digest] = error
-            self.file.add({"digest": candidate.digest, "error": error})
-        return self.known[candidate.digest]
+            error = self.known[key]
+            self.file.add({"digest": key, "error": error if math.isfinite(error) else None})
+            if self.on_judged is not None:
+                self.on_judged(len(self.known))
+        return self.known[key]
 
     def _judge(self, table: ScheduleTable) -> float:
         if self._plain is None:
             self._plain = [self._made(start, self.off) for start in range(0, len(self.clips), self.batch)]
+            if not all(bool(plain.isfinite().all()) for plain in self._plain):
+                raise PabError("Without any reuse the model already makes what are no numbers: calibrate another.")
         total = 0.0
         for number, plain in enumerate(self._plain):
             made = self._made(number * self.batch, table)
             distance = (made - plain).flatten(1).square().sum(1) / plain.flatten(1).square().sum(1)
             total += float(distance.double().sum())
-        return (total / len(self.clips)) ** 0.5
+        return (total / len(self.clips)) ** 0.5 if math.isfinite(total) else math.inf
 
     def _made(self, start: int, table: ScheduleTable) -> Tensor:
         return make_latents(self.pipe, self.clips[start : start + self.batch], table)[0]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of a call of each branch, and of the rest of a call of the model."""
-
-    branches: Mapping[Branch, float]
-    rest: float
-
-    def share(self, candidate: Candidate) -> float:
-        """Of the time of a run without reuse."""
-        whole = self.rest + sum(self.branches.values())
-        saved = sum(self.of_unit(candidate.units[unit]) for unit, _ in candidate.reused)
-        return 1 - saved / (whole * candidate.steps)
-
-    def of_unit(self, unit: Unit) -> float:
-        return sum(self.branches[branch] for branch in unit)
-
-
-class _Clock(BroadcastRun):
-    """A run without reuse that times each branch."""
-
-    def __init__(self, table: ScheduleTable):
-        super().__init__(table)
-        self.seconds: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
-
-    def __call__(self, branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, cond: Any) -> Tensor:
-        _wait(x.device)
-        start = time.perf_counter()
-        value = update(x, cond)
-        _wait(x.device)
-        self.seconds[branch].append(time.perf_counter() - start)
-        return value
-
-
-def measure_costs(pipe: Pipeline, clip: Clip) -> Costs:
-    """Times the branches of one run, of one clip: the median of each, alike for branches of one kind and stream."""
-    table = pipe.schedule("off")
-    clock, text, noise = _Clock(table), pipe.encode_prompt(clip.prompt), pipe.prepare_latents(clip.seed)
-    _wait(pipe.device)
-    start = time.perf_counter()
-    pipe.denoise(noise, text, table, seed=clip.seed, run=clock)
-    _wait(pipe.device)
-    whole = (time.perf_counter() - start) / table.steps
-    alike: dict[tuple[str, str], list[float]] = {}
-    for branch, seconds in clock.seconds.items():
-        alike.setdefault((branch.kind, branch.stream), []).extend(seconds)
-    medians = {key: sorted(values)[len(values) // 2] for key, values in alike.items()}
-    branches = {branch: medians[branch.kind, branch.stream] for branch in table.branches}
-    return Costs(branches, max(whole - sum(branches.values()), 0.0))
 
 
 def remove(
@@ -166,6 +151,7 @@ def remove(
     *,
     share: float | None = None,
     error: float | None = None,
+    until: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Candidate:
     """Takes computations away, the cheapest in error for the time saved first, until the run takes `share` of the time
@@ -174,46 +160,64 @@ def remove(
     A removal is one unit at one step, or everything at one step: what is reused together errs less. Errors grow as
     others are removed, so an old estimate is a bound from below, nearly always: only the best of them are judged anew.
 
+    Args:
+        until: of time.monotonic(); from then on nothing more is judged, and old estimates are taken as they are.
+
     Raises:
         PabError: neither or both of share and error are given; the share cannot be reached.
+        TooLittleTime: it cannot be reached before `until`; of an error, nothing could be removed by then.
     """
     if (share is None) == (error is None):
         raise PabError("A calibration has one aim: give either the wanted share of the time or the wanted error.")
     steps = trial.off.steps
     moves = [((unit, step),) for step in range(1, steps) for unit in range(len(units))]
     moves += [tuple((unit, step) for unit in range(len(units))) for step in range(1, steps)]
-    best, reached = Candidate(units, steps), 0.0
+    best, reached, left = Candidate(units, steps), 0.0, 1.0
     # (error for the time saved, round in which it was judged, move)
     queue: list[tuple[float, int, tuple[Cell, ...]]] = [(0.0, -1, move) for move in moves]
-    turn = 0
-    while share is None or costs.share(best) > share:
-        if not queue:
-            raise PabError(f"No schedule of this model takes {share:.0%} of the time: ask for a smaller saving.")
+    turn, hurried = 0, False
+    while queue and (share is None or left > share):
         price, judged, move = heapq.heappop(queue)
         fresh = [cell for cell in move if cell not in best.reused]
         if not fresh:
             continue
         candidate = best.with_reused(fresh)
-        if judged != turn:
-            saved = costs.share(best) - costs.share(candidate)
+        now_left = costs.share(candidate)
+        late = until is not None and time.monotonic() > until and not trial.knows(candidate)
+        hurried = hurried or late
+        if late and error is not None:
+            break
+        if late and judged < 0:
+            continue
+        if judged != turn and not late:
             # Squares, as those of independent errors add.
-            price = (trial.error(candidate) ** 2 - reached**2) / max(saved, 1e-12)
+            price = (trial.error(candidate) ** 2 - reached**2) / max(left - now_left, 1e-12)
             heapq.heappush(queue, (price, turn, move))
             continue
-        found = trial.error(candidate)
+        found = reached if late else trial.error(candidate)
         if error is not None and found > error:
             break
-        best, reached, turn = candidate, found, turn + 1
+        best, reached, left, turn = candidate, found, now_left, turn + 1
         if on_progress is not None:
-            on_progress(costs.share(best), reached)
+            on_progress(left, reached)
+    if (share is not None and left > share) or (hurried and not best.reused):
+        if hurried:
+            raise TooLittleTime("The time was too short to try every computation once: run it again, and it goes on.")
+        raise PabError(f"No schedule of this model takes {share:.0%} of the time: ask for a smaller saving.")
     return best
 
 
 def shift(
-    trial: Trial, costs: Costs, start: Candidate, *, rounds: int = 1, on_progress: OnProgress | None = None
+    trial: Trial,
+    costs: Costs,
+    start: Candidate,
+    *,
+    rounds: int = 1,
+    until: float | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Candidate:
     """Moves computed steps of a unit, and of all units together, to the step beside it where that lowers the error; the
-    time stays as it is."""
+    time stays as it is. It ends after `until`, of time.monotonic()."""
     best, reached = start, trial.error(start)
     everything = tuple(range(len(start.units)))
     for _ in range(rounds):
@@ -221,6 +225,8 @@ def shift(
         for step in range(1, start.steps):
             for group in (everything, *((unit,) for unit in everything)):
                 for other in (step - 1, step + 1):
+                    if until is not None and time.monotonic() > until:
+                        return best
                     candidate = _moved(best, group, step, other)
                     if candidate is None:
                         continue
@@ -244,13 +250,10 @@ def _moved(candidate: Candidate, group: Sequence[int], step: int, other: int) ->
     return candidate.with_computed((u, other) for u in units).with_reused((u, step) for u in units)
 
 
-def calibrated_file(pipe: Pipeline, candidate: Candidate, name: str, note: str = "") -> ScheduleFile:
-    """The schedule as a file that serves runs of any length."""
+def calibrated_file(
+    pipe: Pipeline, candidate: Candidate, name: str, note: str = "", *, predictor: str = "hold", merge: bool = False
+) -> ScheduleFile:
+    """The schedule as a file that serves runs of any length; `merge`: what is reused together is kept as its sum."""
     spec, off = pipe.spec, pipe.schedule("off")
-    made = schedule_of(candidate.table(off, name), spec.family, spec.depth, name, note)
-    return made.model_copy(update={"stretch": True})
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    made = schedule_of(candidate.table(off, name, predictor), spec.family, spec.depth, name, note)
+    return made.model_copy(update={"stretch": True, "merge": merge and predictor != "gate"})

@@ -22,9 +22,16 @@ class Clip:
 
 
 def make_latents(
-    pipe: Pipeline, clips: Sequence[Clip], table: ScheduleTable, *, steps: int | None = None
+    pipe: Pipeline,
+    clips: Sequence[Clip],
+    table: ScheduleTable,
+    *,
+    steps: int | None = None,
+    run: BroadcastRun | None = None,
 ) -> tuple[Tensor, BroadcastRun]:
     """Clean latents [N, C, T, h, w] of clips made together, and the run that made them.
+
+    run: a fresh one of the table, that does more than to follow it; None: made here.
 
     A run that decides itself at which steps it reuses decides once for all of them: give it one clip at a time.
     """
@@ -32,7 +39,7 @@ def make_latents(
     negative = "" if isinstance(pipe.sampler, NoiseSampler) else None
     text = pipe.text_encoder.encoder.encode_batch([clip.prompt for clip in clips], negative)
     noise = torch.cat([pipe.prepare_latents(clip.seed) for clip in clips])
-    run = BroadcastRun(table)
+    run = pipe.new_run(table) if run is None else run
     return pipe.denoise(noise, text, table, steps=steps, seed=clips[0].seed, run=run), run
 
 

@@ -41,6 +41,8 @@ def compare(video: Tensor, reference: Tensor, lpips: Lpips | None) -> Distance:
         PabError: they are not of one shape.
     """
     check_videos(video, reference)
+    if lpips is not None:  # where that computes fast, all else does
+        video, reference = (one.to(lpips.weights[0].device) for one in (video, reference))
     far = math.nan if lpips is None else lpips.videos(video, reference)
     return Distance(psnr(video, reference), ssim(video, reference), far)
 

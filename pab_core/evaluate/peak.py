@@ -186,7 +186,7 @@ def _worst(table: ScheduleTable, costs: _Costs, slots: int | None) -> tuple[int,
             mine = cost.held if branch in keepers and slots is None else 0
             if source != step:
                 moments.append((held + cost.reuse, held))
-                held -= mine if last == step else 0
+                held -= mine * len(table.freed(branch, step))
             elif last is not None:
                 held = held if slots is None else slots
                 moments.append((held + cost.keep, held))

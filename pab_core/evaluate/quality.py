@@ -7,8 +7,8 @@ lines as it comes, and what is there already is not measured again.
 
 from __future__ import annotations
 
-import json
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,17 @@ from ..broadcast import AnyPolicy
 from ..errors import PabError
 from ..pipeline import Pipeline
 from .bench import measure_speed
+from .calibrate import digest
 from .generation import Clip, make_videos
 from .lpips import Lpips
 from .metrics import METRICS, Distance, Summary, compare, paired, summarise
+from .results import ResultFile
+from .vmaf import Vmaf
 
 # videos uint8 [T, H, W, 3], their prompts -> for each a share, 0..1, of what the prompt asks for that is seen
 Judge = Callable[[Sequence[Tensor], Sequence[str]], list[float]]
 OnProgress = Callable[[int, int], None]
+Key = tuple[str, str, str, int]  # policy, digest of its table, prompt, seed
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ class QualityReport:
             return None
         return paired(row.values[metric], self.row(row.rival).values[metric])
 
+    @property
+    def about(self) -> str:
+        """What was measured, and on which machine, in a line."""
+        h = self.header
+        machine = ", ".join(f"{name} {value}" for name, value in h["machine"].items())
+        timed = h.get("timed_clips", 1)
+        return (
+            f"{h['model']}, {h['weights']} weights, {h['steps']} steps, {self.clips} clips"
+            f"{f', timed {timed} together' if timed > 1 else ''}; {machine}"
+        )
+
     def to_json(self) -> dict[str, Any]:
         rows = []
         for row in self.rows:
@@ -75,47 +90,21 @@ class QualityReport:
         return {"header": dict(self.header), "clips": self.clips, "policies": rows}
 
     def to_markdown(self) -> str:
-        judged = any("adherence" in row.values for row in self.rows)
+        judged, rated = (any(metric in row.values for row in self.rows) for metric in ("adherence", "vmaf"))
         columns = ["policy", "seconds", "speed-up", "reused", "PSNR dB", "SSIM", "LPIPS", "LPIPS less fewer steps'"]
-        columns += ["prompt followed"] if judged else []
+        columns += ["VMAF"] * rated + ["prompt followed"] * judged
         lines = ["| " + " | ".join(columns) + " |", "|" + "-|" * len(columns)]
         for row in self.rows:
             cells = [row.policy, f"{row.seconds:.3f}", f"{row.speedup:.2f}x", f"{row.reused:.0%}"]
             cells += [row.summary(metric).text if metric in row.values else "-" for metric in METRICS]
             against = self.against_rival(row, "lpips")
             cells.append("-" if against is None else f"{against.text} ({row.rival})")
+            if rated:
+                cells.append(row.summary("vmaf").text if "vmaf" in row.values else "-")
             if judged:
                 cells.append(row.summary("adherence").text)
             lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
-
-
-class ResultFile:
-    """JSON lines that grow: the settings first, then what was measured."""
-
-    def __init__(self, path: Path, header: Mapping[str, Any]):
-        self.path = path
-        self.lines: list[dict[str, Any]] = []
-        if path.exists():
-            found = [json.loads(line) for line in _whole_lines(path)]
-            if not found or found[0] != {"header": dict(header)}:
-                raise PabError(
-                    f"{path} holds results of other settings: give another file, or remove it to measure anew."
-                )
-            self.lines = found[1:]
-            # A line that was cut off in the middle is measured again.
-            path.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"header": dict(header)}) + "\n", encoding="utf-8")
-
-    def add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        self.lines.append(line)
-
-    def find(self, **fields: Any) -> dict[str, Any] | None:
-        return next((line for line in self.lines if all(line.get(k) == v for k, v in fields.items())), None)
+        return "\n".join(lines) + f"\n\n{self.about}\n"
 
 
 def measure_quality(
@@ -126,8 +115,11 @@ def measure_quality(
     *,
     lpips: Lpips | None,
     judge: Judge | None = None,
+    vmaf: Vmaf | None = None,
     batch: int = 8,
     repeat: int = 3,
+    timed_clips: int = 1,
+    until: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> QualityReport:
     """Times off and the policies, adds the rivals of fewer steps, makes all clips and compares them.
@@ -135,6 +127,9 @@ def measure_quality(
     Args:
         path: of the results, JSON lines. Where it exists, it must be of the same model, clips and machine.
         batch: clips made together; it changes the results by rounding only.
+        timed_clips: made together where the time is measured, which is told for one clip.
+        until: of time.monotonic(); from then on no more clips are made than the first batch, and the report is of
+            those that all policies have made.
         on_progress: (clips done, clips in all), over all policies.
 
     Raises:
@@ -148,87 +143,132 @@ def measure_quality(
         "steps": pipe.spec.steps,
         "clips": [[clip.prompt, clip.seed] for clip in clips],
         "lpips": lpips is not None,
+        **({"vmaf": True} if vmaf is not None else {}),
+        **({"timed_clips": timed_clips} if timed_clips > 1 else {}),
     }
     file = ResultFile(path, header)
-    if (timing := file.find(what="times", policies=names)) is None:
-        speed = measure_speed(pipe, [by_name[name] for name in names], repeat=repeat)  # pyright: ignore[reportArgumentType]
-        seconds = {row.policy: row.median for row in speed.rows}
-        rivals = {name: fewer_steps(seconds[name] / seconds["off"], pipe.spec.steps) for name in names}
-        extra = [name for name in dict.fromkeys(rivals.values()) if name and name not in seconds]
-        if extra:
-            more = measure_speed(pipe, extra, repeat=repeat)
-            # Each measurement has its own off: times are told in units of it.
-            scale = seconds["off"] / more.rows[0].median
-            seconds |= {row.policy: row.median * scale for row in more.rows[1:]}
-        timing = {"what": "times", "policies": names, "seconds": seconds, "rivals": rivals, "machine": speed.machine}
-        file.add(timing)
+    timing = _times(pipe, by_name, file, repeat, timed_clips)
     everyone = ["off", *(name for name in timing["seconds"] if name != "off")]
-    by_name = {name: name for name in everyone} | by_name
+    chosen = {name: name for name in everyone} | by_name
+    tables = {name: pipe.schedule(chosen[name]) for name in everyone}
+    # A name may come to mean another schedule, as that of one calibrated anew.
+    keys = {name: (name, digest(table)) for name, table in tables.items()}
+    made = {_key(line): line for line in file.lines if "prompt" in line}
 
-    total, done = len(everyone) * len(clips), 0
+    total, done, finished = len(everyone) * len(clips), 0, 0
     for start in range(0, len(clips), batch):
         part = clips[start : start + batch]
         reference: list[Tensor | None] | None = None
         for name in everyone:
-            if not all(file.find(policy=name, prompt=clip.prompt, seed=clip.seed) for clip in part):
+            lacking = [clip for clip in part if (*keys[name], clip.prompt, clip.seed) not in made]
+            if lacking:
+                if finished and until is not None and time.monotonic() > until:
+                    return _report(made, header, timing, keys, clips[:finished])
                 if reference is None:
-                    reference, _ = make_videos(pipe, part, pipe.schedule("off"))
-                table = pipe.schedule(by_name[name])
-                videos, reused = (reference, 0.0) if name == "off" else make_videos(pipe, part, table)
-                for line in _lines(name, part, videos, reference, reused, lpips, judge):
-                    if file.find(policy=name, prompt=line["prompt"], seed=line["seed"]) is None:
+                    reference, _ = make_videos(pipe, part, tables["off"])
+                videos, reused = (reference, 0.0) if name == "off" else make_videos(pipe, part, tables[name])
+                for line in _lines(keys[name], part, videos, reference, reused, lpips, vmaf, judge):
+                    if _key(line) not in made:
                         file.add(line)
+                        made[_key(line)] = line
             done += len(part)
             if on_progress is not None:
                 on_progress(done, total)
-    return _report(file, header, timing, everyone, clips)
+        finished = start + len(part)
+    return _report(made, header, timing, keys, clips)
 
 
-def fewer_steps(share_of_time: float, steps: int) -> str | None:
+def _key(line: Mapping[str, Any]) -> Key:
+    return line["policy"], line["table"], line["prompt"], line["seed"]
+
+
+def _times(
+    pipe: Pipeline, by_name: Mapping[str, str | AnyPolicy], file: ResultFile, repeat: int, timed_clips: int
+) -> dict[str, Any]:
+    """Measured, or as they were before: seconds of off, of the policies and of the rivals of fewer steps."""
+    named = {name: digest(pipe.schedule(policy)) for name, policy in by_name.items()}
+    if (found := file.find(what="times", policies=named)) is not None:
+        return found
+    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips)
+    seconds = {row.policy: row.median / timed_clips for row in speed.rows}
+
+    def calls(steps: int) -> int:
+        try:
+            return pipe.schedule("off", steps=steps).steps
+        except PabError:  # some samplers make no run of so few
+            return 0
+
+    rivals = {name: fewer_steps(seconds[name] / seconds["off"], pipe.spec.steps, calls) for name in by_name}
+    extra = [name for name in dict.fromkeys(rivals.values()) if name and name not in seconds]
+    if extra:
+        more = measure_speed(pipe, extra, repeat=repeat, clips=timed_clips)
+        # Each measurement has its own off: times are told in units of it.
+        scale = seconds["off"] / more.rows[0].median
+        seconds |= {row.policy: row.median * scale for row in more.rows[1:]}
+    timing = {"what": "times", "policies": named, "seconds": seconds, "rivals": rivals, "machine": speed.machine}
+    timing["reused"] = {row.policy: row.reused_share for row in speed.rows}
+    file.add(timing)
+    return timing
+
+
+def fewer_steps(share_of_time: float, steps: int, calls: Callable[[int], int] = int) -> str | None:
     """The policy of plainly fewer steps that takes at least the share of a whole run's time; None: that saves none.
 
     At least, so that the comparison favours the rival and not the policy.
+
+    calls: of the model, in so many steps; some samplers make more.
     """
-    count = math.ceil(share_of_time * steps - 1e-9)
-    return f"steps{count}" if 1 <= count < steps else None
+    wanted = share_of_time * calls(steps) - 1e-9
+    count = next((n for n in range(1, steps) if calls(n) >= wanted), None)
+    return None if count is None else f"steps{count}"
 
 
 def _lines(
-    policy: str,
+    key: tuple[str, str],
     clips: Sequence[Clip],
     videos: Sequence[Tensor | None],
     reference: Sequence[Tensor | None],
     reused: float,
     lpips: Lpips | None,
+    vmaf: Vmaf | None,
     judge: Judge | None,
 ) -> Iterable[dict[str, Any]]:
     for clip, video, plain in zip(clips, videos, reference, strict=True):
-        line: dict[str, Any] = {"policy": policy, "prompt": clip.prompt, "seed": clip.seed, "reused": reused}
-        if policy != "off":
+        line: dict[str, Any] = {
+            "policy": key[0],
+            "table": key[1],
+            "prompt": clip.prompt,
+            "seed": clip.seed,
+            "reused": reused,
+        }
+        if key[0] != "off":
             broken = Distance(math.nan, math.nan, math.nan)
             found = broken if video is None or plain is None else compare(video, plain, lpips)
             line |= {metric: _told(getattr(found, metric)) for metric in METRICS if metric != "lpips" or lpips}
+            if vmaf is not None:
+                line["vmaf"] = None if video is None or plain is None else _told(vmaf(video, plain))
         if judge is not None:
             line["adherence"] = None if video is None else _told(judge([video], [clip.prompt])[0])
         yield line
 
 
 def _report(
-    file: ResultFile,
+    made: Mapping[Key, Mapping[str, Any]],
     header: Mapping[str, Any],
     timing: Mapping[str, Any],
-    everyone: Sequence[str],
+    keys: Mapping[str, tuple[str, str]],
     clips: Sequence[Clip],
 ) -> QualityReport:
     seconds, rows = timing["seconds"], []
-    for name in everyone:
-        lines = [file.find(policy=name, prompt=clip.prompt, seed=clip.seed) for clip in clips]
-        found = [line for line in lines if line is not None]
-        metrics = [metric for metric in (*METRICS, "adherence") if metric in found[0]]
+    for name, key in keys.items():
+        found = [made[(*key, clip.prompt, clip.seed)] for clip in clips]
+        metrics = [metric for metric in (*METRICS, "vmaf", "adherence") if metric in found[0]]
         values = {m: tuple(math.nan if line[m] is None else float(line[m]) for line in found) for m in metrics}
         reused = sum(line["reused"] for line in found) / len(found)
-        speedup = seconds["off"] / seconds[name]
-        rows.append(QualityRow(name, seconds[name], speedup, reused, values, timing["rivals"].get(name)))
+        off, own, timed = seconds["off"], seconds[name], timing["reused"].get(name, reused)
+        if timed > 0:  # what decides in the run reuses more of one clip than of another
+            own = off - (off - own) * reused / timed
+        rows.append(QualityRow(name, own, off / own, reused, values, timing["rivals"].get(name)))
     about = {key: value for key, value in header.items() if key != "clips"}
     return QualityReport({**about, "machine": timing["machine"]}, len(clips), tuple(rows))
 
@@ -236,12 +276,6 @@ def _report(
 def _told(value: float) -> float | None:
     """JSON has no word for what is not a number."""
     return value if math.isfinite(value) else None
-
-
-def _whole_lines(path: Path) -> list[str]:
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")
-    return [line for line in lines[:-1] if line]
 
 
 def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> None:

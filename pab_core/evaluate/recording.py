@@ -6,6 +6,8 @@ Also what TeaCache needs: the change of the model's first modulated input beside
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from ..broadcast import BroadcastRun, ScheduleTable
 from ..broadcast.teacache import first_modulation, modulated_input, relative_change
+from ..broadcast.whole_file import write_whole
+from ..errors import PabError
 from ..models.layers import Branch, Kind
 from ..pipeline import Pipeline
 from .generation import Clip
-from .quality import ResultFile
+from .results import ResultFile
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,23 @@ class Recording:
         """The mean over the branches of a kind."""
         rows = [row for branch, row in getattr(self, values).items() if branch.kind == kind]
         return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+    @property
+    def kinds(self) -> list[Kind]:
+        order: tuple[Kind, ...] = ("spatial", "temporal", "cross", "mlp")
+        return [kind for kind in order if any(branch.kind == kind for branch in self.relative)]
+
+    def to_markdown(self) -> str:
+        """By kind, the change at the first step, on the U's floor and at the last step."""
+        start, stop = stable_window(self)
+        heads = ["kind", "first step", f"calm, steps {start} to {stop - 1}", "last step", "mean squared, calm"]
+        lines = ["| " + " | ".join(heads) + " |", "|" + "-|" * len(heads)]
+        for kind in self.kinds:
+            row, squared = self.of_kind(kind), self.of_kind(kind, "squared")
+            calm, flat = (statistics.fmean(values[start - 1 : stop - 1]) for values in (row, squared))
+            lines.append(f"| {kind} | {row[0]:.3f} | {calm:.3f} | {row[-1]:.3f} | {flat:.3g} |")
+        about = f"{self.model}, {len(self.signal)} clips; relative L1 of each branch's update from the step before"
+        return "\n".join(lines) + f"\n\n{about}\n"
 
     def to_json(self) -> dict[str, Any]:
         def rows(values: Mapping[Branch, tuple[float, ...]]) -> dict[str, list[float]]:
@@ -156,10 +177,9 @@ def draw_recording(recording: Recording, path: Path) -> None:
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    kinds: list[Kind] = [kind for kind in ("spatial", "temporal", "cross", "mlp") if _has(recording, kind)]
     steps = range(1, len(recording.timesteps))
     for axes, values, label in ((left, "relative", "relative L1"), (right, "squared", "mean squared difference")):
-        for kind in kinds:
+        for kind in recording.kinds:
             axes.plot(steps, recording.of_kind(kind, values), label=kind)
         axes.set(xlabel="step", ylabel=label, yscale="log")
         axes.grid(alpha=0.3)
@@ -168,19 +188,19 @@ def draw_recording(recording: Recording, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _has(recording: Recording, kind: Kind) -> bool:
-    return any(branch.kind == kind for branch in recording.relative)
-
-
 def save_recording(recording: Recording, path: Path) -> Path:
-    path.write_text(json.dumps(recording.to_json()) + "\n", encoding="utf-8")
-    return path
+    return write_whole(path, json.dumps(recording.to_json()) + "\n")
 
 
 def stable_window(recording: Recording, times: float = 3.0) -> tuple[int, int]:
-    """Steps [start, stop) of the U's floor: where attention changes at most `times` as much as at its calmest."""
-    rows = [recording.of_kind(kind) for kind in ("spatial", "temporal", "cross") if _has(recording, kind)]
+    """Steps [start, stop) of the U's floor: where attention changes at most `times` as much as at its calmest.
+
+    PabError where changes are no numbers.
+    """
+    rows = [recording.of_kind(kind) for kind in recording.kinds if kind != "mlp"]
     changes = [max(column) for column in zip(*rows, strict=True)]  # index i: from step i to i + 1
+    if not all(math.isfinite(value) for row in rows for value in row):
+        raise PabError("The model's updates are not all numbers, so nothing can be said of their changes.")
     limit = times * min(changes)
     calm = [i + 1 for i, change in enumerate(changes) if change <= limit]
     return calm[0], calm[-1] + 1

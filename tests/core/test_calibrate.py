@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from pab_core.broadcast import ScheduleTable, find_policy, resolve
 from pab_core.broadcast.schedule_file import load_schedule, save_schedule, stretched
 from pab_core.broadcast.teacache import polynomial
 from pab_core.errors import PabError
+from pab_core.evaluate import calibrate
 from pab_core.evaluate.calibrate import (
     Candidate,
-    Costs,
     Trial,
     calibrated_file,
+    digest,
     make_units,
-    measure_costs,
     remove,
     shift,
 )
+from pab_core.evaluate.costs import Costs, by_difference, find_costs, measure_costs
+from pab_core.evaluate.flops import count_call
 from pab_core.evaluate.generation import Clip, make_latents
 from pab_core.evaluate.recording import (
     Recording,
@@ -33,7 +36,8 @@ from pab_core.evaluate.recording import (
     stable_window,
 )
 from pab_core.models.layers import Branch
-from pab_core.models.stdit3 import stdit3_branches
+from pab_core.models.registry import model_spec
+from pab_core.models.stdit3 import STDiT3Config, stdit3_branches
 from pab_core.pipeline import Pipeline
 
 CLIPS = [Clip("a red ball rolls left", 1), Clip("a blue cube spins around", 2)]
@@ -118,7 +122,10 @@ def test_a_candidate_is_a_table():
     assert table.source[units[3][0]] == (0, 1, 2, 3, 4, 4)
     assert table.source[units[1][0]] == tuple(range(6))
     assert made.with_computed([(0, 2)]).reused == {(0, 1), (0, 4), (3, 5)}
-    assert made.digest == Candidate(units, 6, made.reused).digest != Candidate(units, 6).digest
+    same = Candidate(make_units(stdit3_branches(1), 1, "block"), 6).with_reused([(0, 1)])
+    each = Candidate(units, 6).with_reused((unit, 1) for unit in range(6))
+    assert digest(same.table(off_table())) == digest(each.table(off_table())) != digest(made.table(off_table()))
+    assert digest(same.table(off_table(), predictor="linear")) != digest(same.table(off_table()))
 
 
 def test_the_share_of_the_time():
@@ -133,6 +140,28 @@ def test_measured_costs_add_up_to_the_model(pipe: Pipeline):
     assert set(costs.branches) == set(pipe.schedule("off").branches)
     assert min(costs.branches.values()) > 0
     assert costs.rest >= 0
+
+
+def test_costs_by_what_a_run_saves(pipe: Pipeline):
+    costs = by_difference(pipe, CLIPS)
+    assert set(costs.branches) == set(pipe.schedule("off").branches)
+    assert min(costs.branches.values()) > 0
+    assert costs.rest >= 0
+
+
+def test_costs_of_the_released_model_for_one_of_its_kind(pipe: Pipeline):
+    own, released = (find_costs(pipe, by, CLIPS) for by in ("flops", "open-sora"))
+    call = count_call(model_spec("open-sora"), STDiT3Config(), 12)
+    for costs in (own, released):
+        assert costs.whole == pytest.approx(1)
+        assert set(costs.branches) == set(pipe.schedule("off").branches)
+    mlp = sum(flops.total for branch, flops in call.branches.items() if branch.kind == "mlp")
+    found = sum(cost for branch, cost in released.branches.items() if branch.kind == "mlp")
+    assert found == pytest.approx(mlp / call.total, rel=0.01)
+    again = Costs.from_json(released.to_json(), list(released.branches))
+    assert again.branches == pytest.approx(released.branches)
+    assert released.share(pipe.schedule("off")) == 1
+    assert released.share(pipe.schedule("pab246")) < 1
 
 
 # Searching
@@ -250,3 +279,35 @@ def test_an_error_is_relative_to_the_video_without_reuse(pipe: Pipeline, tmp_pat
 )
 def test_a_schedule_stretches_to_other_lengths(steps: int, row: tuple[int, ...]):
     assert stretched((0, 1, 1, 3, 3, 3), steps) == row
+
+
+# Numbers that are none
+
+
+def test_a_schedule_that_makes_no_numbers_is_the_worst(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.jsonl"
+    trial = Trial(pipe, CLIPS[:1], path)
+    candidate = Candidate(make_units(trial.off.branches, 1), trial.off.steps).with_reused([(0, 3)])
+    real = calibrate.make_latents
+
+    def broken(pipe: Pipeline, clips: Any, table: ScheduleTable, **more: Any) -> Any:
+        latents, run = real(pipe, clips, table, **more)
+        return (latents * math.nan if table.reused_share() else latents), run
+
+    monkeypatch.setattr(calibrate, "make_latents", broken)
+    assert trial.error(candidate) == math.inf
+    assert "NaN" not in path.read_text(encoding="utf-8")
+    assert Trial(pipe, CLIPS[:1], path).error(candidate) == math.inf
+
+
+def test_a_model_that_makes_no_numbers_is_not_calibrated(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibrate, "make_latents", lambda *_, **__: (torch.full((1, 4), math.nan), None))
+    trial = Trial(pipe, CLIPS[:1], tmp_path / "a.jsonl")
+    with pytest.raises(PabError, match="are no numbers"):
+        trial.error_of(pipe.schedule("pab246"))
+    branch = Branch("spatial", "spatial", 0)
+    values = (1.0, math.nan, 0.1)
+    with pytest.raises(PabError, match="are not all numbers"):
+        stable_window(Recording("m", (1.0,) * 4, {branch: values}, {branch: values}, (), ()))

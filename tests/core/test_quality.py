@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import write_tiny_plan
 from torch import Tensor
 
 from pab_core.broadcast.teacache import TeaCache
 from pab_core.errors import PabError
 from pab_core.evaluate import quality
+from pab_core.evaluate.costs import by_difference
 from pab_core.evaluate.generation import Clip, make_latents, make_videos
 from pab_core.evaluate.lpips import Lpips
 from pab_core.evaluate.quality import QualityReport, draw_quality, fewer_steps, measure_quality
@@ -69,7 +71,8 @@ def test_a_report(pipe: Pipeline, tmp_path: Path):
     told = json.loads(json.dumps(report.to_json()))
     assert [row["policy"] for row in told["policies"]] == names
     markdown = report.to_markdown()
-    assert markdown.count("\n") == 2 + len(names)
+    assert markdown.count("\n") == 4 + len(names)
+    assert "clips; device cpu, processor" in markdown
     assert "| pab246 |" in markdown
     draw_quality(report, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
@@ -164,3 +167,21 @@ def nan_denoise(real: Any) -> Any:
         return latents
 
     return denoise
+
+
+def test_a_sampler_that_makes_no_short_runs_and_more_calls_than_steps(tmp_path: Path):
+    pipe = Pipeline.load(write_tiny_plan(tmp_path / "plan"), device="cpu")
+    report = measure_quality(pipe, ["pab246"], CLIPS[:1], tmp_path / "a.jsonl", lpips=None, repeat=1)
+    assert [row.policy for row in report.rows][:2] == ["off", "pab246"]
+    calls = {steps: 0 if steps < 4 else steps + 9 for steps in range(1, 31)}
+    assert fewer_steps(0.7, 30, calls.__getitem__) == "steps19"
+    assert fewer_steps(0.01, 30, calls.__getitem__) == "steps4"
+    assert set(by_difference(pipe, CLIPS[:1]).branches) == set(pipe.schedule("off").branches)
+
+
+def test_what_decides_in_the_run_is_timed_by_what_it_reuses(pipe: Pipeline, tmp_path: Path):
+    policy = TeaCache(50, (1e-9, 0.0))
+    report = measure_quality(pipe, [policy], CLIPS[:2], tmp_path / "a.jsonl", lpips=None, repeat=1)
+    line = json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8").splitlines()[1])
+    assert line["reused"]["teacache"] == pytest.approx(0.8)
+    assert report.row("teacache").seconds == pytest.approx(line["seconds"]["teacache"])

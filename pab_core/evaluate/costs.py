@@ -1,0 +1,168 @@
+"""What each branch of a model costs, so that schedules can be compared before they are run: by the clock of the machine
+at hand, or by the arithmetic of this or of another model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..broadcast import BroadcastRun, ScheduleTable
+from ..errors import PabError
+from ..models.layers import Branch
+from ..models.registry import MODELS
+from ..pipeline import Pipeline
+from .flops import PAPER, as_published, count_call
+from .generation import Clip, make_latents
+
+_STEPS = 8  # of the runs that are compared on a GPU
+_ROUNDS = 3
+_TOKENS = 20
+
+
+class Rows(Protocol):
+    """A schedule table, or a candidate for one."""
+
+    @property
+    def source(self) -> Mapping[Branch, tuple[int, ...]]: ...
+    @property
+    def steps(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a call of each branch, and of the rest of a call of the model; in any unit."""
+
+    branches: Mapping[Branch, float]
+    rest: float
+
+    @property
+    def whole(self) -> float:
+        """Of a call of the model."""
+        return self.rest + sum(self.branches.values())
+
+    def share(self, schedule: Rows) -> float:
+        """Of the time of a run of as many steps without reuse."""
+        saved = sum(
+            self.branches[branch] * sum(source != i for i, source in enumerate(row))
+            for branch, row in schedule.source.items()
+        )
+        return 1 - saved / (self.whole * schedule.steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """The share of each kind and stream of a call, and that of the rest."""
+        kinds: dict[str, float] = {}
+        for branch, cost in self.branches.items():
+            name = f"{branch.kind}/{branch.stream}"
+            kinds[name] = kinds.get(name, 0.0) + cost
+        return {name: cost / self.whole for name, cost in (kinds | {"rest": self.rest}).items()}
+
+    @classmethod
+    def from_json(cls, shares: Mapping[str, float], branches: Sequence[Branch]) -> Costs:
+        """Of a model with these branches, all of a kind and stream alike."""
+        counts: dict[str, int] = {}
+        for branch in branches:
+            name = f"{branch.kind}/{branch.stream}"
+            counts[name] = counts.get(name, 0) + 1
+        each = {name: shares[name] / count for name, count in counts.items()}
+        return cls({branch: each[f"{branch.kind}/{branch.stream}"] for branch in branches}, shares["rest"])
+
+
+def find_costs(pipe: Pipeline, by: str, clips: Sequence[Clip]) -> Costs:
+    """Costs "measured" here with these clips made together, or by the "flops" of the model or, for a small model that
+    stands for a large one, by those of a released one's name.
+
+    PabError for another word, or where the released model's blocks are built otherwise.
+    """
+    if by == "measured":
+        return measure_costs(pipe, clips)
+    if by != "flops" and by not in PAPER:
+        raise PabError(f"Costs are measured, or counted as flops, or those of {', '.join(PAPER)}; not '{by}'.")
+    spec = pipe.spec if by == "flops" else MODELS[by]
+    if spec.family != pipe.spec.family:
+        raise PabError(f"{pipe.spec.title} is not built like {spec.title}: take the costs of its own kind.")
+    if by == "flops":
+        call = count_call(spec, pipe.transformer.config, _TOKENS)
+    else:
+        tokens = PAPER[by].text_tokens
+        call = as_published(count_call(spec, PAPER[by].config, tokens), spec, PAPER[by], tokens)
+    found = Costs({branch: float(flops.total) for branch, flops in call.branches.items()}, 0.0)
+    found = Costs(found.branches, call.total - found.whole)
+    return Costs.from_json(found.to_json(), pipe.spec.branches)
+
+
+def measure_costs(pipe: Pipeline, clips: Clip | Sequence[Clip]) -> Costs:
+    """Seconds of each branch when these clips are made together, alike for branches of one kind and stream.
+
+    On a CPU each call is timed. On a GPU, which works behind the program's back, waiting for it after each call would
+    make small kernels look dear: there whole runs are timed, with and without each kind of branch.
+    """
+    clips = [clips] if isinstance(clips, Clip) else clips
+    return by_calls(pipe, clips) if pipe.device.type == "cpu" else by_difference(pipe, clips)
+
+
+class Clock(BroadcastRun):
+    """A run that times each branch."""
+
+    def __init__(self, table: ScheduleTable):
+        super().__init__(table)
+        self.seconds: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
+
+    def __call__(self, branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, cond: Any) -> Tensor:
+        start = now(x.device)
+        value = super().__call__(branch, update, x, cond)
+        self.seconds[branch].append(now(x.device) - start)
+        return value
+
+
+def by_calls(pipe: Pipeline, clips: Sequence[Clip]) -> Costs:
+    """The median of the calls of each kind and stream of a whole run."""
+    table = pipe.schedule("off")
+    clock = Clock(table)
+    start = now(pipe.device)
+    make_latents(pipe, clips, table, run=clock)
+    whole = (now(pipe.device) - start) / table.steps
+    alike: dict[tuple[str, str], list[float]] = {}
+    for branch, seconds in clock.seconds.items():
+        alike.setdefault((branch.kind, branch.stream), []).extend(seconds)
+    medians = {key: sorted(values)[len(values) // 2] for key, values in alike.items()}
+    branches = {branch: medians[branch.kind, branch.stream] for branch in table.branches}
+    return Costs(branches, max(whole - sum(branches.values()), 0.0))
+
+
+def by_difference(pipe: Pipeline, clips: Sequence[Clip]) -> Costs:
+    """What a run saves where a kind and stream is computed at its first step only; the shortest of a few rounds."""
+    off = pipe.schedule("off", steps=min(_STEPS, pipe.spec.steps))
+    steps, computed = off.steps, tuple(range(off.steps))
+    kinds = list(dict.fromkeys((branch.kind, branch.stream) for branch in off.branches))
+
+    def without(kind: tuple[str, str]) -> ScheduleTable:
+        source = {b: (0,) * steps if (b.kind, b.stream) == kind else computed for b in off.branches}
+        return ScheduleTable("costs", off.timesteps, source)
+
+    tables = [off, *map(without, kinds)]
+    make_latents(pipe, clips, off, steps=min(_STEPS, pipe.spec.steps))
+    best = [float("inf")] * len(tables)
+    for _ in range(_ROUNDS):
+        for number, table in enumerate(tables):
+            start = now(pipe.device)
+            make_latents(pipe, clips, table, steps=min(_STEPS, pipe.spec.steps))
+            best[number] = min(best[number], now(pipe.device) - start)
+    counts = {kind: sum((b.kind, b.stream) == kind for b in off.branches) * (steps - 1) for kind in kinds}
+    # Noise must not make a branch free: it would be thought to save nothing.
+    floor = 1e-4 * best[0] / (steps * len(off.branches))
+    each = {k: max((best[0] - t) / counts[k], floor) for k, t in zip(kinds, best[1:], strict=True)}
+    branches = {branch: each[branch.kind, branch.stream] for branch in off.branches}
+    return Costs(branches, max(best[0] / steps - sum(branches.values()), 0.0))
+
+
+def now(device: torch.device) -> float:
+    """The clock, when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
