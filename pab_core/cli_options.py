@@ -69,6 +69,14 @@ KeptOption = Annotated[
     typer.Option("--kept", metavar="plain|fp8|host", help="Where results wait for reuse: on the GPU, or the host."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
+SpeedOption = Annotated[
+    str,
+    typer.Option(
+        "--speed",
+        metavar="auto|exact|fast|fp8",
+        help="exact: as published; fast: fused kernels (GPU) or bfloat16 products (CPU); fp8: eight bits, too.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 

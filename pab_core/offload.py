@@ -19,6 +19,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
+from .acceleration.choice import choose_speed
 from .embedding_cache import CachedTextEncoder
 from .errors import PabError
 from .models.layers import Branch
@@ -47,6 +48,8 @@ def offload(pipe: Pipeline, mode: Mode, device: str | torch.device | None = None
     check_mode(mode)
     device = check_device(device)
     given = {f.name: getattr(pipe, f.name) for f in fields(Pipeline)}
+    # Block by block, only a block's own forward waits for its weights.
+    given["speed"], _ = choose_speed("exact" if mode == "blocks" else "auto", device, torch.bfloat16)
     text_encoder = pipe.text_encoder
     if text_encoder is not None:
         given["text_encoder"] = _offloaded_text(text_encoder, mode, device)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .acceleration.choice import Speed, choose_speed, make_run
+from .acceleration.fp8_products import use_fp8_products
 from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable, find_policy, resolve, steps_of
 from .broadcast.cache import make_store
 from .checkpoints import (
@@ -82,7 +84,8 @@ class Pipeline:
     text_encoder: CachedTextEncoder | None
     sampler: Sampler
     preview_matrix: Tensor | None = None  # [C + 1, 3], latents and 1 -> RGB
-    compiled: bool = False  # whether blocks are compiled by torch.compile: the first run is slow, the next are fast
+    speed: "Speed" = "exact"  # how runs compute: see acceleration.choice
+    notes: tuple[str, ...] = ()  # what the user should know of how it was loaded
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +104,7 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         storage: Literal["fp8"] | None = None,
+        speed: str = "auto",
         cache: EmbeddingCache | None = None,
     ) -> "Pipeline":
         """Loads a model by name, or from a folder or file.
@@ -112,6 +116,8 @@ class Pipeline:
             device: default: the GPU if there is one, else the CPU.
             dtype: of weights and arithmetic; default: `checkpoints.default_dtype`.
             storage: "fp8" keeps the transformer's large weights in eight bits; see models/fp8.py.
+            speed: "exact", "fast", "fp8" (weights in eight bits, too) or "auto"; see acceleration.choice. What this
+                machine cannot do is left out, which `notes` says.
             cache: of text embeddings; default: in memory, for this pipeline.
 
         Raises:
@@ -119,7 +125,7 @@ class Pipeline:
         """
         found = find_model(model, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
         found.check_complete()
-        return cls.from_checkpoint(found, device=device, dtype=dtype, storage=storage, cache=cache)
+        return cls.from_checkpoint(found, device=device, dtype=dtype, storage=storage, speed=speed, cache=cache)
 
     @classmethod
     def from_checkpoint(
@@ -129,16 +135,21 @@ class Pipeline:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         storage: Literal["fp8"] | None = None,
+        speed: str = "auto",
         cache: EmbeddingCache | None = None,
     ) -> "Pipeline":
         """As `load`, of what `checkpoints.find_model` found."""
         device = check_device(device)
         dtype = dtype or default_dtype(found.spec, device)
+        chosen, note = choose_speed(speed, device, dtype)
         # Small files first: what does not fit together is told before gigabytes are read.
         text_encoder = load_text_encoder(found, dtype, device, cache)
         vae, preview_matrix = load_vae(found, dtype, device)
-        transformer = load_transformer(found, dtype, device, storage)
-        return cls(found.spec, transformer, vae, text_encoder, found.sampler, preview_matrix)
+        transformer = load_transformer(found, dtype, device, "fp8" if chosen == "fp8" else storage)
+        if chosen == "fp8":
+            use_fp8_products(transformer)
+        notes = (note,) if note else ()
+        return cls(found.spec, transformer, vae, text_encoder, found.sampler, preview_matrix, chosen, notes)
 
     # -------------------------------------------------------------------------------------------------- stages
 
@@ -198,11 +209,7 @@ class Pipeline:
 
     def new_run(self, table: ScheduleTable, kept: str = "plain") -> BroadcastRun:
         """The state of one run of `denoise`. `kept`: where updates wait, one of broadcast.cache's storages."""
-        if not self.compiled:
-            return BroadcastRun(table, make_store(kept))
-        from .acceleration.compiled import CompiledRun
-
-        return CompiledRun(table, make_store(kept))
+        return make_run(self.speed, self.device, table, make_store(kept))
 
     @torch.no_grad()
     def denoise(
@@ -360,7 +367,7 @@ class Pipeline:
         seconds: dict[str, float] = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
         clips: list[Tensor] = []
         taken = table
-        warnings = [size_warning(self.spec, **size)]
+        warnings = [*self.notes, size_warning(self.spec, **size)]
         for segment, text_of in zip(plan.segments, plan.prompts, strict=True):
             tell = _part_of(progress, segment.index, len(plan.segments))
             with _timed(seconds, "text"):

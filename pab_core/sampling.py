@@ -87,8 +87,11 @@ class RectifiedFlow:
             on_step: called after each step; what it raises ends the run.
         """
         noised = None if cond_mask is None else cond_mask == 1
-        for step, t in enumerate(timesteps):
-            batch_t = t.to(z.device).expand(z.shape[0])
+        times, ends = timesteps.tolist(), torch.cat([timesteps, timesteps.new_zeros(1)])
+        # All on the device before the first step: a copy in the loop would wait for what the device has still to do.
+        shares, ends = ((ends[:-1] - ends[1:]) / self.num_timesteps).to(z.device), ends.to(z.device)
+        for step, time in enumerate(times):
+            batch_t = ends[step].expand(z.shape[0])
             given, x_mask = z, None
             if cond_mask is not None and noised is not None:
                 x_mask = cond_mask * self.num_timesteps >= batch_t[:, None]
@@ -97,12 +100,11 @@ class RectifiedFlow:
                 z = torch.where(starts, self.add_noise(z, noise, batch_t), z)
                 noised = x_mask
             v = velocity(z, batch_t, step, x_mask)
-            after = timesteps[step + 1] if step + 1 < len(timesteps) else torch.zeros(())
-            moved = z + v * ((t - after) / self.num_timesteps).to(z.device)
+            moved = z + v * shares[step]
             if x_mask is not None:
                 moved = torch.where(x_mask[:, None, :, None, None], moved, given)
             if on_step is not None:
-                on_step(FlowStep(step, len(timesteps), z, moved, v, float(t)))
+                on_step(FlowStep(step, len(times), z, moved, v, time))
             z = moved
         return z
 

@@ -7,7 +7,7 @@ Shapes: B batch, C latent channels, T latent frames, H and W latent size, S toke
 tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +25,7 @@ from .layers import (
     Projection,
     Seam,
     Stream,
+    Update,
     attention_bias,
     compute,
     modulate,
@@ -115,14 +116,18 @@ class LatteBlock(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditioning, seam: Seam = compute) -> Tensor:
         """x [B, T, S, D] -> [B, T, S, D]."""
-        updates: dict[Kind, Callable[[Tensor, Conditioning], Tensor]] = {
+        for branch, update in self.updates():
+            x = x + seam(branch, update, x, cond)
+        return x
+
+    def updates(self) -> tuple[tuple[Branch, Update], ...]:
+        """The branches in their order, each with the function that computes its update."""
+        of_kind: dict[Kind, Update] = {
             self.stream: self.self_attention,
             "cross": self.cross_attention,
             "mlp": self.feed_forward,
         }
-        for branch in self.branches:
-            x = x + seam(branch, updates[branch.kind], x, cond)
-        return x
+        return tuple((branch, of_kind[branch.kind]) for branch in self.branches)
 
     def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The gated update of self-attention: x [B, T, S, D] -> [B, T, S, D]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 Kind = Literal["spatial", "temporal", "cross", "mlp"]
 Stream = Literal["spatial", "temporal"]
+Update = Callable[[Tensor, Any], Tensor]  # x [B, T, S, D] and what conditions the block -> what is to be added to x
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Seam(Protocol):
     returns the update [B, T, S, D], which the block adds to x.
     """
 
-    def __call__(self, branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, cond: Any) -> Tensor: ...
+    def __call__(self, branch: Branch, update: Update, x: Tensor, cond: Any) -> Tensor: ...
 
 
-def compute(branch: Branch, update: Callable[[Tensor, Any], Tensor], x: Tensor, cond: Any) -> Tensor:
+def compute(branch: Branch, update: Update, x: Tensor, cond: Any) -> Tensor:
     """The seam of a plain model: every branch is computed."""
     return update(x, cond)
 

@@ -24,6 +24,7 @@ from .layers import (
     Seam,
     SelfAttention,
     Stream,
+    Update,
     compute,
     modulate,
     run_block,
@@ -143,11 +144,13 @@ class STDiT3Block(nn.Module):
 
     def forward(self, x: Tensor, cond: Conditioning, seam: Seam = compute) -> Tensor:
         """x [B, T, S, D] -> [B, T, S, D]."""
-        for branch, update in zip(
-            self.branches, (self.self_attention, self.cross_attention, self.feed_forward), strict=True
-        ):
+        for branch, update in self.updates():
             x = x + seam(branch, update, x, cond)
         return x
+
+    def updates(self) -> tuple[tuple[Branch, Update], ...]:
+        """The branches in their order, each with the function that computes its update."""
+        return tuple(zip(self.branches, (self.self_attention, self.cross_attention, self.feed_forward), strict=True))
 
     def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
         """The gated update of self-attention: x [B, T, S, D] -> [B, T, S, D]."""

@@ -1,80 +1,111 @@
-"""Compiled blocks follow the schedule as the plain run does. The compiler is left out; what it would be given is in."""
+"""Fused runs give what plain runs give. Their kernels are run by Triton's interpreter, number by number, on the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from fixture_sets import load_set
-from torch import Tensor, nn
-from torch._dynamo.utils import counters
+from tiny_families import LATTE, PLAN, random_pipe
+from torch import Tensor
 
-from pab_core.acceleration.compiled import CompiledRun
-from pab_core.broadcast import BroadcastRun, find_policy, resolve
-from pab_core.models.registry import ARCHITECTURES
+from pab_core.acceleration import bf16_products
+from pab_core.acceleration.choice import SPEEDS, choose_speed, make_run
+from pab_core.acceleration.run import FusedRun
+from pab_core.broadcast import BroadcastRun
+from pab_core.broadcast.cache import make_store
+from pab_core.errors import PabError
+from pab_core.pipeline import Pipeline
+from pab_core.text import TextEmbedding
 
-STEPS = 30
-
-
-def fixture_model(name: str, family: str) -> nn.Module:
-    fixture = load_set(name)
-    architecture = ARCHITECTURES[family]
-    model = architecture.build(architecture.read_config(fixture.config))
-    model.load_state_dict(fixture.weights, strict=True)
-    return model.eval()
-
-
-def caller(name: str, family: str) -> Callable[[nn.Module, Any, float], Tensor]:
-    """A call of the model at a timestep with the inputs of the set's first forward."""
-    fixture = load_set(name)
-    case = next(case for case in fixture.cases if case["kind"] == "forward" and case["name"] in ("fwd", "fwd_cfg"))
-    inputs = fixture.inputs(case)
-
-    def call(model: nn.Module, run: Any, t: float) -> Tensor:
-        key = "timestep"
-        return model(**(inputs | {key: torch.full_like(inputs[key], t)}), seam=run)
-
-    return call
+# Widths that are no powers of two: rows are read in two pieces.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "stdit3": {
+        "hidden_size": 24,
+        "depth": 2,
+        "num_heads": 2,
+        "caption_channels": 16,
+        "model_max_length": 12,
+        "qk_norm": True,
+    },
+    "latte": LATTE | {"attention_head_dim": 12},
+    "open-sora-plan": PLAN | {"attention_head_dim": 12},
+}
+SIZE: dict[str, Any] = {"height": 32, "width": 32, "steps": 6}
+FRAMES = {"stdit3": 17, "latte": 3, "open-sora-plan": 9}
 
 
-@pytest.mark.parametrize(
-    ("name", "family", "policy"),
-    [("opensora", "stdit3", "pab246"), ("latte", "latte", "pab236"), ("opensora_plan", "open-sora-plan", "pab246")],
-)
-@torch.no_grad()
-def test_compiled_blocks_give_the_plain_runs_results(name: str, family: str, policy: str):
-    torch._dynamo.reset()
-    counters.clear()
-    model, call = fixture_model(name, family), caller(name, family)
-    branches: Any = model.branches
-    timesteps = [999 - 33 * step for step in range(STEPS)]
-    table = resolve(find_policy(policy, family, len(branches)), timesteps, branches)
-    plain, fast = BroadcastRun(table), CompiledRun(table, backend="aot_eager")
-    worst = 0.0
-    for step, t in enumerate(timesteps):
-        plain.step = fast.step = step
-        expected, found = call(model, plain, t), call(model, fast, t)
-        worst = max(worst, float((expected - found).abs().max() / expected.abs().max()))
-        assert fast.kept_bytes == plain.kept_bytes
-    assert worst < 1e-5
-    assert fast.kept_bytes == 0
-    # At most one graph for each pattern of each stream: all blocks share them, and streams do where they can.
-    patterns = {
-        (type(block), block.stream, tuple(_action(table, branch, step) for branch in block.branches))
-        for block in blocks(model)
-        for step in range(STEPS)
-    }
-    assert 0 < counters["stats"]["unique_graphs"] <= len(patterns)
+def tiny(family: str) -> Pipeline:
+    return random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], **SIZE)
 
 
-def blocks(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if hasattr(module, "stream")]
+def denoise(pipe: Pipeline, run: BroadcastRun, given: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    tokens, negative = torch.randn(2, 1, 5, 16, generator=generator)
+    text = TextEmbedding(tokens, torch.ones(1, 5, dtype=torch.bool), negative=negative)
+    latents = pipe.prepare_latents(1)
+    mask = torch.ones(1, latents.shape[2])
+    mask[:, 0] = 0
+    return pipe.denoise(latents, text, run.table, cond_mask=mask if given else None, seed=2, run=run)
 
 
-def _action(table: Any, branch: Any, step: int) -> str:
-    source = table.source[branch][step]
-    if source != step:
-        return "reuse"
-    return "keep" if (branch, step) in table.last_use else "compute"
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / a.norm())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_fused_runs_give_the_plain_runs_results(family: str):
+    pipe = tiny(family)
+    table = pipe.schedule("pab234")
+    assert table.reused_share() > 0.1
+    plain, fused = BroadcastRun(table), FusedRun(table)
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 1e-5
+    assert fused.kept_bytes == 0
+    assert fused.peak_bytes == plain.peak_bytes > 0
+
+
+def test_given_frames_are_modulated_apart():
+    pipe = tiny("stdit3")
+    table = pipe.schedule("pab222")
+    assert distance(denoise(pipe, BroadcastRun(table), True), denoise(pipe, FusedRun(table), True)) < 1e-5
+
+
+def test_updates_are_kept_in_eight_bits_as_the_store_does():
+    pipe = tiny("stdit3")
+    table = pipe.schedule("pab222")
+    plain, fused = (kind(table, make_store("fp8")) for kind in (BroadcastRun, FusedRun))
+    # Not to the bit: the interpreter rounds to eight bits in its own way.
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 0.1
+    assert fused.peak_bytes == plain.peak_bytes > 0
+    assert fused.kept_bytes == 0
+
+
+@pytest.mark.parametrize("policy", ["tgate", "delta-dit", "scores222"])
+def test_what_is_more_than_single_updates_runs_as_ever(policy: str):
+    pipe = tiny("stdit3")
+    table = pipe.schedule(policy)
+    assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, FusedRun(table))) < 1e-5
+
+
+def test_what_a_machine_cannot_do_is_left_out_and_said():
+    cpu = torch.device("cpu")
+    assert choose_speed("exact", cpu, torch.float32) == ("exact", "")
+    assert choose_speed("auto", cpu, torch.float32) == ("exact", "")
+    chosen, note = choose_speed("fp8", cpu, torch.float32)
+    assert chosen in ("exact", "fast")
+    assert "eight bits" in note or "bfloat16" in note
+    with pytest.raises(PabError, match="no speed named 'warp'"):
+        choose_speed("warp", cpu, torch.float32)
+    assert "fast" in SPEEDS
+
+
+def test_products_in_bfloat16_are_near_and_leave_nothing(monkeypatch: pytest.MonkeyPatch):
+    pipe = tiny("stdit3")
+    table = pipe.schedule("pab222")
+    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
+    run = make_run("fast", torch.device("cpu"), table, make_store())
+    assert isinstance(run, bf16_products.Bf16Run)
+    assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, run)) < 0.1
+    assert torch.backends.mkldnn.matmul.fp32_precision == before  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(bf16_products, "why_not", lambda: "This processor is old.")
+    assert choose_speed("fast", torch.device("cpu"), torch.float32)[0] == "exact"

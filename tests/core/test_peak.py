@@ -87,7 +87,9 @@ def test_it_knows_the_weights_that_are_there_when_offloaded(name: str, mode: Mod
 
 @pytest.mark.parametrize("name", ["stdit3", "latte, half", "plan"])
 def test_it_knows_updates_in_eight_bits(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pipeline, "BroadcastRun", lambda table, *_, **__: BroadcastRun(table, make_store("fp8")))
+    monkeypatch.setattr(
+        pipeline, "make_run", lambda _speed, _device, table, _store: BroadcastRun(table, make_store("fp8"))
+    )
     pipe = model(name)
     peak = said(pipe, "pab246", kept="fp8")
     assert peak.working == pytest.approx(lived(pipe, "pab246"), rel=0.1)
@@ -105,7 +107,7 @@ def test_it_knows_what_stays_of_updates_on_the_host(name: str, monkeypatch: pyte
             super().keep(key, value)
             most = max(most, self.held_bytes)
 
-    def run(table: Any, *_: Any, **__: Any) -> BroadcastRun:
+    def run(_speed: Any, _device: Any, table: Any, _store: Any) -> BroadcastRun:
         made.append(Watched())
         return BroadcastRun(table, made[-1])
 
@@ -113,7 +115,7 @@ def test_it_knows_what_stays_of_updates_on_the_host(name: str, monkeypatch: pyte
     text, noise, table = text_for(plain), plain.prepare_latents(1), plain.schedule("pab246")
     expected = plain.denoise(noise, text, table)
     whole = lived(plain, "pab246")
-    monkeypatch.setattr(pipeline, "BroadcastRun", run)
+    monkeypatch.setattr(pipeline, "make_run", run)
     pipe = model(name)
     assert torch.equal(pipe.denoise(noise, text, table), expected)
     assert made[-1].held_bytes == 0

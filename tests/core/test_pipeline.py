@@ -17,6 +17,7 @@ from tiny_checkpoint import ABOUT
 from torch import Tensor
 
 from pab_core import pipeline, video_io
+from pab_core.acceleration.choice import Speed, make_run
 from pab_core.broadcast import AnyPolicy, BroadcastRun, Policy, ScheduleTable, customise
 from pab_core.broadcast.cache import Store
 from pab_core.errors import PabError
@@ -45,12 +46,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[BroadcastRun]:
     """The run states that the pipeline makes in this test, in order."""
     made: list[BroadcastRun] = []
 
-    class Recorded(BroadcastRun):
-        def __init__(self, table: ScheduleTable, store: Store | None = None):
-            super().__init__(table, store)
-            made.append(self)
+    def recorded(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:
+        made.append(make_run(speed, device, table, store))
+        return made[-1]
 
-    monkeypatch.setattr(pipeline, "BroadcastRun", Recorded)
+    monkeypatch.setattr(pipeline, "make_run", recorded)
     return made
 
 

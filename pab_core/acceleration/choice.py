@@ -1,0 +1,53 @@
+"""How fast a model is to be run, by name, and what this machine can do of it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from ..broadcast import BroadcastRun, ScheduleTable
+from ..broadcast.cache import Store
+from ..errors import PabError
+
+# exact: the model's own operations; fast: fewer and other kernels, equal within rounding; fp8: that, and products of
+# the large linear layers in eight bits; auto: fast where there is a GPU that can, else exact.
+Speed = Literal["exact", "fast", "fp8"]
+SPEEDS = ("auto", *get_args(Speed))
+
+
+def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Speed, str]:
+    """What is wanted as far as the device can do it; and, where that is less, a sentence that says why.
+
+    Raises:
+        PabError: there is no such name.
+    """
+    from . import bf16_products, fp8_products, run
+
+    if wanted not in SPEEDS:
+        raise PabError(f"There is no speed named '{wanted}': choose {', '.join(SPEEDS[:-1])} or {SPEEDS[-1]}.")
+    if wanted == "exact":
+        return "exact", ""
+    if wanted == "auto":
+        return ("fast" if device.type == "cuda" and run.why_not(device) is None else "exact"), ""
+    reason = bf16_products.why_not() if device.type == "cpu" else run.why_not(device)
+    if reason is not None:
+        return "exact", f"{reason} The model runs as it is, which is slower."
+    if wanted == "fp8":
+        reason = fp8_products.why_not(device, dtype)
+        if reason is not None:
+            return "fast", f"{reason} It runs without that."
+    return wanted, ""  # pyright: ignore[reportReturnType]
+
+
+def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:
+    """The state of one run at a speed that `choose_speed` gave for the device."""
+    if speed == "exact":
+        return BroadcastRun(table, store)
+    if device.type == "cpu":
+        from .bf16_products import Bf16Run
+
+        return Bf16Run(table, store)
+    from .run import FusedRun
+
+    return FusedRun(table, store)

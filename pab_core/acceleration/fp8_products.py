@@ -1,0 +1,62 @@
+"""Products of linear layers in eight bits, for GPUs that have them (compute capability 8.9 and later).
+
+Each row of the input (a token) gets a scale of its own as it is turned into float8_e4m3fn, each row of the weight has
+one already (models/fp8.py). The first is done by the kernel that the input comes from, where that is one of ours:
+apart, it costs a good part of what the faster product gains.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PabError
+from ..models.fp8 import Fp8Linear
+
+LEAST_CAPABILITY = (8, 9)
+
+
+def fp8_product(layer: Fp8Linear, values: Tensor, scales: Tensor) -> Tensor:
+    """The layer of values * scales, float8_e4m3fn [..., in] and float32 [..., 1] -> bfloat16 [..., out]."""
+    out = torch.ops.aten._scaled_mm(
+        values.flatten(0, -2),
+        layer.weight.view(torch.float8_e4m3fn).t(),
+        scales.flatten(0, -2),
+        layer.scale.t(),
+        bias=layer.bias,
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    return out.unflatten(0, values.shape[:-1])
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What stands against products in eight bits, in a sentence; None: nothing does."""
+    if device.type != "cuda" or torch.version.hip:
+        return "Arithmetic in eight bits needs an NVIDIA GPU; with weights alone in eight bits any device will do."
+    if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"{name} has no arithmetic in eight bits: that begins with NVIDIA's Ada and Hopper generations."
+    if dtype != torch.bfloat16:
+        return "Arithmetic in eight bits goes with bfloat16: load the model in that precision."
+    return None
+
+
+def use_fp8_products(model: nn.Module) -> int:
+    """Lets the layers of a model loaded with its weights in eight bits multiply in eight bits; -> how many they are.
+
+    Only a fused run does so; others go on computing in the model's precision.
+
+    Raises:
+        PabError: no layer of the model has its weight in eight bits, or the device cannot do it.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Fp8Linear)]
+    if not layers:
+        raise PabError("Arithmetic in eight bits needs a model loaded with its weights in eight bits (storage fp8).")
+    first = next(model.parameters())
+    reason = why_not(first.device, next(p.dtype for p in model.parameters() if p.dtype != torch.int8))
+    if reason is not None:
+        raise PabError(reason)
+    for layer in layers:
+        layer.products = True
+    return len(layers)
