@@ -126,9 +126,9 @@ def test_a_shared_workflow_is_the_template_with_the_values(
     template = json.loads((Path(__file__).parents[2] / "workflows" / "pab_text_to_video.json").read_text("utf-8"))
     graph = workflow_for(request_, MODELS["demo"])
     widgets = {node["type"]: node["widgets_values"] for node in graph["nodes"]}
-    assert widgets["PABLoadModel"] == ["demo"]
+    assert widgets["PABLoadModel"][:1] == ["demo"]
     assert widgets["PABTextEncode"][0] == request_.prompt
-    assert widgets["PABBroadcast"] == broadcast
+    assert widgets["PABBroadcast"][:7] == broadcast
     assert widgets["PABSampler"][:7] == sampler
     assert graph["links"] == template["links"]
     assert [node["type"] for node in graph["nodes"]] == [node["type"] for node in template["nodes"]]

@@ -17,8 +17,9 @@ from hub_server import COMMIT, Hub, serve
 
 from pab_core import hub as hub_module
 from pab_core import hub_transfer
+from pab_core.checkpoints import find_model
 from pab_core.errors import PabError
-from pab_core.hub import SOURCES, download, download_model
+from pab_core.hub import SOURCES, download, download_model, folder_of
 from pab_core.models.registry import MODELS
 
 SIZE = 1_000_000
@@ -330,6 +331,28 @@ def test_every_known_model_gets_its_parts(hub: Hub, tmp_path: Path, name: str):
 
 def test_the_known_models_are_those_of_the_registry():
     assert set(SOURCES) <= set(MODELS)
+
+
+def test_a_models_repository_stands_for_its_name(hub: Hub, tmp_path: Path):
+    released(hub)
+    download_model("hpcai-tech/OpenSora-STDiT-v3", tmp_path / "id", endpoint=hub.address)
+    download_model("open-sora", tmp_path / "name", endpoint=hub.address)
+    assert files(tmp_path / "id") == files(tmp_path / "name")
+    assert folder_of("hpcai-tech/OpenSora-STDiT-v3") == "open-sora"
+    assert folder_of("LanguageBind/Open-Sora-Plan-v1.1.0") == "open-sora-plan"
+
+
+def test_any_other_repository_comes_as_it_is_and_is_found_by_its_id(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
+):
+    hub.repositories["someone/my-model"] = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+    monkeypatch.setenv("PAB_MODELS", str(tmp_path))
+    with pytest.raises(PabError, match=r"no such repository has been downloaded .*`pab download someone/my-model`"):
+        find_model("someone/my-model")
+    download_model("someone/my-model", tmp_path / folder_of("someone/my-model"), endpoint=hub.address)
+    assert find_model("someone/my-model").spec.family == find_model(folder).spec.family
 
 
 def test_parts_can_be_left_out(hub: Hub, tmp_path: Path):
