@@ -5,7 +5,7 @@ from pab_core.models.registry import MODELS
 
 from . import host
 from .host import io
-from .types import BroadcastSettings, PolicyType
+from .types import KEPT, BroadcastSettings, PolicyType
 
 # Of all families; one that a model does not know is refused when it runs, in words.
 POLICIES = list(dict.fromkeys(name for model in MODELS.values() for name in policy_names(model.family, model.depth)))
@@ -41,7 +41,7 @@ class PyramidAttentionBroadcast(io.ComfyNode):
                 tooltip=f"{what} the part of the run in which results are reused, {WINDOW_TOOLTIP}",
             )
 
-        return io.Schema(
+        return host.schema(
             node_id="PABBroadcast",
             display_name="Pyramid Attention Broadcast",
             category=host.CATEGORY,
@@ -49,6 +49,7 @@ class PyramidAttentionBroadcast(io.ComfyNode):
                 "PAB: makes video generation faster, without training, by reusing attention results from step to step. "
                 "Choose a policy, and where you like change it with the sliders. Connect it to Video Sampler (PAB)."
             ),
+            search_aliases=["pab", "speed up video", "attention cache", "teacache", "accelerate"],
             inputs=[
                 io.Combo.Input(
                     "policy",
@@ -70,6 +71,14 @@ class PyramidAttentionBroadcast(io.ComfyNode):
                 ),
                 window_slider("start", "Start of"),
                 window_slider("stop", "End of"),
+                io.Combo.Input(
+                    "kept",
+                    options=list(KEPT),
+                    default="plain",
+                    optional=True,  # workflows of the first version have it not
+                    tooltip="Where results wait for their reuse. plain: as they are, on the GPU. fp8: there in eight "
+                    "bits, a quarter to half of the memory. host: in the computer's own memory, which frees the GPU's.",
+                ),
             ],
             outputs=[PolicyType.Output(display_name="policy", tooltip="For Video Sampler (PAB).")],
         )
@@ -84,6 +93,8 @@ class PyramidAttentionBroadcast(io.ComfyNode):
         mlp: bool,
         window_start: float,
         window_stop: float,
+        kept: str = "plain",
     ):
-        settings = BroadcastSettings(policy, spatial_range, temporal_range, cross_range, mlp, window_start, window_stop)
+        ranges = (spatial_range, temporal_range, cross_range)
+        settings = BroadcastSettings(policy, *ranges, mlp, window_start, window_stop, kept)
         return io.NodeOutput(settings)

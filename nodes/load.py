@@ -1,33 +1,128 @@
-"""Load Video DiT (PAB)"""
+"""Load Video DiT (PAB), and Download Video DiT (PAB) before it"""
+
+from typing import TYPE_CHECKING, cast
 
 from pab_core import PabError, Pipeline
-from pab_core.checkpoints import default_dtype, find_model
+from pab_core.checkpoints import DEMOS, default_dtype, find_model
+from pab_core.hub import SOURCES
+from pab_core.models.registry import MODELS
 
 from . import host
 from .host import io
-from .types import LoadedModel, ModelType
+from .types import CheckpointType, LoadedModel, ModelType, one_of
+
+if TYPE_CHECKING:
+    from pab_core.offload import Mode
 
 host.register_model_folder()
+
+OWN_T5 = "the model's own"
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+WEIGHTS = ("full", "fp8")
+OFFLOADS = ("off", "parts", "blocks")
+
+
+def demo_models() -> list[str]:
+    """Those of the demo models whose weights are in this copy."""
+    return [name for name, folder in DEMOS.items() if (folder / "transformer").is_dir()]
+
+
+class DownloadVideoModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return host.schema(
+            node_id="PABDownload",
+            display_name="Download Video DiT (PAB)",
+            category=host.CATEGORY,
+            description=(
+                "Downloads a released model from the Hugging Face Hub to models/pab: transformer, VAE, T5 text encoder "
+                "and tokenizer, some 20 to 30 GB. Goes on where it was interrupted, checks every file, and does "
+                "nothing where the model is complete already. Connect it to Load Video DiT (PAB)."
+            ),
+            search_aliases=["open-sora", "latte", "open-sora-plan", "hugging face", "fetch model"],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(SOURCES),
+                    default="open-sora",
+                    tooltip="Open-Sora 1.2 (144p to 720p, up to 17 s), Latte-1 (16 frames of 512x512), or "
+                    "Open-Sora-Plan v1.1.0 (65 or 221 frames of 512x512). Each has a licence of its own.",
+                ),
+            ],
+            outputs=[CheckpointType.Output(display_name="checkpoint", tooltip="For Load Video DiT (PAB).")],
+        )
+
+    @classmethod
+    def execute(cls, model: str):
+        if (there := host.checkpoint_folders().get(model)) is not None:
+            try:
+                find_model(there).check_complete()
+                return io.NodeOutput(model)
+            except PabError:
+                pass  # an interrupted download; it goes on
+        from pab_core.hub import download_model
+
+        download_model(model, host.download_folder(model), host.count_progress())
+        return io.NodeOutput(model)
 
 
 class LoadVideoModel(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        demos = demo_models()
+        return host.schema(
             node_id="PABLoadModel",
             display_name="Load Video DiT (PAB)",
             category=host.CATEGORY,
             description=(
                 "Loads a text-to-video diffusion transformer with its text encoder and VAE, for use with Pyramid "
                 "Attention Broadcast. 'demo' is a small trained model that comes with these nodes and runs on any CPU; "
-                "Open-Sora checkpoints go to models/pab, one folder each."
+                "Open-Sora, Latte and Open-Sora-Plan checkpoints go to models/pab, one folder each, or come from "
+                "Download Video DiT (PAB)."
             ),
+            search_aliases=["video model", "open-sora", "latte", "open-sora-plan", "pab", "checkpoint"],
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=["demo", *(name for name in host.checkpoint_folders() if name != "demo")],
+                    options=[*demos, *(name for name in host.checkpoint_folders() if name not in DEMOS)],
                     default="demo",
-                    tooltip="'demo' comes with these nodes; the others are the checkpoint folders in models/pab.",
+                    tooltip="Those named demo come with these nodes; the others are the checkpoint folders in "
+                    "models/pab. Not looked at where a checkpoint is connected.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    optional=True,
+                    tooltip="Of weights and arithmetic. auto: full on the CPU, bfloat16 on a GPU.",
+                ),
+                io.Combo.Input(
+                    "weights",
+                    options=list(WEIGHTS),
+                    default="full",
+                    optional=True,
+                    tooltip="fp8 keeps the transformer's large weights in eight bits: half the memory, slightly "
+                    "another video.",
+                ),
+                io.Combo.Input(
+                    "offload",
+                    options=list(OFFLOADS),
+                    default="off",
+                    optional=True,
+                    tooltip="For little GPU memory; the video stays the same. off: ComfyUI moves the model as it moves "
+                    "others. parts: text encoder, transformer and VAE are on the GPU one at a time. blocks: only two "
+                    "blocks at a time; slower.",
+                ),
+                io.Combo.Input(
+                    "text_encoder",
+                    options=[OWN_T5, *host.t5_files()],
+                    default=OWN_T5,
+                    optional=True,
+                    tooltip="A T5 v1.1 XXL of ComfyUI's own text_encoders folder to take instead, such as "
+                    "t5xxl_fp8_e4m3fn.safetensors; saves a download of 19 GB.",
+                ),
+                CheckpointType.Input(
+                    "checkpoint", optional=True, tooltip="From Download Video DiT (PAB), in place of the model above."
                 ),
             ],
             outputs=[
@@ -36,12 +131,43 @@ class LoadVideoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: str):
-        source = "demo" if model == "demo" else host.checkpoint_folders().get(model)
+    def execute(
+        cls,
+        model: str,
+        precision: str = "auto",
+        weights: str = "full",
+        offload: str = "off",
+        text_encoder: str = OWN_T5,
+        checkpoint: str | None = None,
+    ):
+        import torch
+
+        one_of("precision", precision, PRECISIONS)
+        one_of("form of weights", weights, WEIGHTS)
+        one_of("way to offload", offload, OFFLOADS)
+        name = checkpoint or model
+        source = name if name in DEMOS else host.checkpoint_folders().get(name)
         if source is None:
-            raise PabError(f"The checkpoint folder '{model}' is no longer in models/pab: choose another model.")
+            raise PabError(f"The checkpoint folder '{name}' is no longer in models/pab: {advice(name)}")
+        encoder = None if text_encoder == OWN_T5 else host.t5_path(text_encoder)
+        if encoder is None and text_encoder != OWN_T5:
+            raise PabError(f"The text encoder '{text_encoder}' is no longer in models/text_encoders: choose another.")
+        found = find_model(source, text_encoder=encoder, spare_tokenizer=host.t5_tokenizer())
+        dtype = default_dtype(found.spec, host.compute_device()) if precision == "auto" else getattr(torch, precision)
         # Weights wait on the host's keep device; the precision is that of the device which will compute with them.
-        found = find_model(source, spare_tokenizer=host.t5_tokenizer())
-        dtype = default_dtype(found.spec, host.compute_device())
-        pipeline = Pipeline.from_checkpoint(found, device=host.keep_device(), dtype=dtype)
-        return io.NodeOutput(LoadedModel(pipeline))
+        wait = torch.device("cpu") if offload != "off" else host.keep_device()
+        storage = "fp8" if weights == "fp8" else None
+        pipeline = Pipeline.from_checkpoint(found, device=wait, dtype=dtype, storage=storage)
+        if offload == "off":
+            return io.NodeOutput(LoadedModel(pipeline))
+        from pab_core.offload import offload as offloaded  # brings accelerate, which takes seconds to import
+
+        mode = cast("Mode", offload)
+        return io.NodeOutput(LoadedModel(offloaded(pipeline, mode, host.compute_device()), mode))
+
+
+def advice(model: str) -> str:
+    """What to do about a model that is not there."""
+    if model in SOURCES:
+        return f"put {MODELS[model].title} there, or connect Download Video DiT (PAB), which fetches it."
+    return "choose another model, or put its folder there, with transformer/, vae/, text_encoder/ and tokenizer/."

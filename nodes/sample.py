@@ -1,13 +1,25 @@
 """Video Sampler (PAB)"""
 
+import time
 from typing import Any
 
-from pab_core.evaluate.peak import peak_of
+import torch
+
 from pab_core.pipeline import check_guidance, clip_size
 
 from . import host
 from .host import io
-from .types import BroadcastSettings, LoadedModel, ModelType, PolicyType, from_conditioning, to_latent
+from .types import (
+    AnyChoice,
+    ChosenPolicy,
+    GivenSettings,
+    GivenType,
+    LoadedModel,
+    ModelType,
+    PolicyType,
+    from_conditioning,
+    to_latent,
+)
 
 
 class SampleVideo(io.ComfyNode):
@@ -18,7 +30,7 @@ class SampleVideo(io.ComfyNode):
                 name, default=0, min=0, max=maximum, step=step, tooltip=f"{tooltip}; 0: the model's own."
             )
 
-        return io.Schema(
+        return host.schema(
             node_id="PABSampler",
             display_name="Video Sampler (PAB)",
             category=host.CATEGORY,
@@ -26,11 +38,17 @@ class SampleVideo(io.ComfyNode):
                 "Denoises a video from a prompt with the sampler of its model and classifier-free guidance, reusing "
                 "attention as the Pyramid Attention Broadcast policy says. Shows a preview on every step."
             ),
+            search_aliases=["ksampler video", "denoise video", "text to video", "pab"],
             inputs=[
                 ModelType.Input("model", tooltip="From Load Video DiT (PAB)."),
                 io.Conditioning.Input("conditioning", tooltip="From Text Encode (PAB)."),
                 PolicyType.Input(
                     "policy", optional=True, tooltip="From Pyramid Attention Broadcast; left open, nothing is reused."
+                ),
+                GivenType.Input(
+                    "given",
+                    optional=True,
+                    tooltip="From Image/Video Condition (PAB); left open, the video is made from the prompt alone.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -51,7 +69,8 @@ class SampleVideo(io.ComfyNode):
                 ),
                 whole("width", 4096, 8, "Width in pixels, a multiple of 8"),
                 whole("height", 4096, 8, "Height in pixels, a multiple of 8"),
-                whole("frames", 17 * 60, 17, "Length in frames, a multiple of 17 or a single one"),
+                # Their step is the one of the models with clips of 17; others have lengths of their own.
+                whole("frames", 17 * 60, 1, "Length in frames: for Open-Sora and demo a multiple of 17, or 1"),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Video Decode (PAB).")],
         )
@@ -67,31 +86,72 @@ class SampleVideo(io.ComfyNode):
         width: int,
         height: int,
         frames: int,
-        policy: BroadcastSettings | None = None,
+        policy: AnyChoice | None = None,
+        given: GivenSettings | None = None,
     ):
+        from pab_core.evaluate.peak import peak_of  # with accelerate, which takes half a second to import
+
         pipeline = model.pipeline
         text = from_conditioning(conditioning, pipeline)
         num_frames, height, width = clip_size(pipeline.spec, frames or None, height or None, width or None)
         size = {"num_frames": num_frames, "height": height, "width": width}
-        chosen = policy.for_model(pipeline.spec) if policy else "off"
-        table = pipeline.schedule(chosen, steps=steps or None, **size)
-        noise = pipeline.prepare_latents(seed, **size)
+        policy = policy or ChosenPolicy("off")
+        table = pipeline.schedule(policy.for_model(pipeline.spec), steps=steps or None, **size)
         scale = check_guidance(guidance) or None
         working = 0  # of the ablation by scores nobody knows it beforehand
         if not table.scores:
-            peak = peak_of(pipeline, table, text, num_frames=num_frames, height=height, width=width, guidance=scale)
+            peak = peak_of(pipeline, table, text, guidance=scale, mode=model.mode, kept=policy.kept, **size)  # pyright: ignore[reportArgumentType]
             working = peak.working
-        host.bring(model.transformer, working)
-        latents = pipeline.denoise(
-            noise,
-            text,
-            table,
-            num_frames=num_frames,
-            height=height,
-            width=width,
-            steps=steps or None,
-            guidance=scale,
-            seed=seed,
-            progress=host.progress(pipeline),
-        )
-        return io.NodeOutput(to_latent(latents, num_frames))
+        plan = given.plan(pipeline.spec, **size) if given else None
+        parts = len(plan.segments) if plan else 1
+        latents: list[torch.Tensor] = []
+        clips: list[torch.Tensor] = []  # decoded: those that a later clip of a chain goes on from
+        seconds, kept_bytes, taken = 0.0, 0, table
+        for part in range(parts):
+            own_seed = (seed + part) % 2**64
+            noise, mask = pipeline.prepare_latents(own_seed, **size), None
+            if plan is not None:
+                from pab_core.conditioning import apply_given  # with what decodes and encodes it brings diffusers
+
+                if plan.given.has_frames or parts > 1:
+                    model.bring("vae", vae_bytes(model, **size))
+                noise, mask = apply_given(noise, plan.frames_for(plan.segments[part], pipeline.encode, clips))
+            model.bring("transformer", working)
+            run = pipeline.new_run(table, policy.kept)
+            start = time.perf_counter()
+            made = pipeline.denoise(
+                noise,
+                text,
+                table,
+                steps=steps or None,
+                guidance=scale,
+                cond_mask=mask,
+                seed=own_seed,
+                run=run,
+                progress=host.progress(pipeline, part, parts),
+                **size,
+            )
+            latents.append(made.to(host.result_device()))  # waits for a GPU
+            seconds += time.perf_counter() - start
+            kept_bytes, taken = max(kept_bytes, run.peak_bytes), run.taken
+            if parts > 1:
+                model.bring("vae", vae_bytes(model, **size))
+                clips.append(pipeline.decode(latents[-1], num_frames, progress=lambda _: host.check_cancelled()))
+        measured = {
+            "policy": table.policy,
+            "seconds": round(seconds, 3),
+            "steps": table.steps * parts,
+            "kept_bytes": kept_bytes,
+            "reused": {kind: round(taken.reused_share(kind), 4) for kind in taken.kinds},
+        }
+        return io.NodeOutput(to_latent(latents, num_frames, plan), ui={"pab_measured": [measured]})
+
+
+def vae_bytes(model: LoadedModel, num_frames: int, height: int, width: int) -> int:
+    """Bytes of decoding such a clip, beside the VAE's weights; encoding it takes less."""
+    from pab_core.autoencoders import decode_bytes  # brings diffusers, which takes a second to import
+
+    vae = model.pipeline.vae
+    if vae is None:
+        return 0  # what needs it says so, in words
+    return decode_bytes(vae, num_frames, height, width, next(vae.parameters()).dtype, vae.authors_tiling)

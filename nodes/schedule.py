@@ -5,6 +5,8 @@ from typing import Any
 from pab_core import PabError
 
 from . import host
+from .calibrate import curves_file
+from .figure import curves_svg, load_curves
 from .types import BroadcastSettings
 
 _DEFAULTS: dict[str, Any] = {
@@ -15,21 +17,27 @@ _DEFAULTS: dict[str, Any] = {
     "mlp": True,
     "window_start": 0.0,
     "window_stop": 0.0,
+    "kept": "plain",
 }
+_WIDTH = 420  # of the picture's view box
+_MARGINS = (76, 46)  # beside its steps, as picture_svg.py has them
 # Of the sampler's widgets, as they have it.
 _MOST = {"steps": 1000, "frames": 17 * 60, "height": 4096, "width": 4096}
 
 
 def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
-    """The widgets of a broadcast node, and of the loader and sampler it is wired to -> {"svg", "saving", "reused"}.
+    """The widgets of a broadcast node, and of the loader and sampler it is wired to -> {"svg", "curves", "saving",
+    "reused", "kept_bytes"}; curves: where the model was calibrated, kept_bytes: where they are known.
 
     Raises:
         PabError: settings that do not go together, or a model that is not known.
     """
     # Not at the top: with them the host would wait for its start, and most pages show no such node.
+    from pab_core import Policy
     from pab_core.broadcast.picture_svg import draw_schedule_svg
-    from pab_core.checkpoints import find_model, known_model
+    from pab_core.checkpoints import default_dtype, find_model, known_model
     from pab_core.evaluate.flops import PAPER, predicted_saving
+    from pab_core.evaluate.peak import predicted_peak
     from pab_core.models.registry import MODELS
     from pab_core.pipeline import clip_size, schedule_for
 
@@ -47,6 +55,7 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
         bool(values["mlp"]),
         _real(values["window_start"]),
         _real(values["window_stop"]),
+        str(values["kept"]),
     )
     policy = settings.for_model(spec)
     # 0 stands for the model's own, as in the nodes.
@@ -54,11 +63,22 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
     table = schedule_for(spec, policy, sampler, steps, frames, height, width)
     size = dict(zip(("num_frames", "height", "width"), clip_size(spec, frames, height, width), strict=True))
     config = PAPER[name].config if source == name and name in PAPER else find_model(source).config
+    kept: Any = settings.kept
+    dtype = default_dtype(spec, host.compute_device())
+    # Of reused scores nobody knows their size.
+    about: dict[str, Any] = {"dtype": dtype, "sampler": sampler, "kept": kept, **size}
+    peak = None if table.scores else predicted_peak(spec, config, table, **about)
+    curves = load_curves(curves_file(spec.name))
+    window = policy.window if isinstance(policy, Policy) and not policy.is_off else None
+    inside = [i for i, t in enumerate(table.timesteps) if window and (i, table.steps, t) in window]
+    shaded = (inside[0] / table.steps, (inside[-1] + 1) / table.steps) if inside else None
     return {
         "model": spec.title,
         "policy": table.policy,
         "steps": table.steps,
-        "svg": draw_schedule_svg(table, policy, width=420),
+        "svg": draw_schedule_svg(table, policy, width=_WIDTH),
+        "curves": curves_svg(curves, shaded, _WIDTH, *_MARGINS) if curves else None,
+        "kept_bytes": peak.kept if peak else None,
         "saving": round(predicted_saving(spec, config, table, **size), 4),
         "reused": {kind: round(table.reused_share(kind), 4) for kind in table.kinds},
     }

@@ -10,11 +10,12 @@ from .types import LoadedModel, ModelType, to_conditioning
 class EncodeText(io.ComfyNode):
     @classmethod
     def define_schema(cls):
-        return io.Schema(
+        return host.schema(
             node_id="PABTextEncode",
             display_name="Text Encode (PAB)",
             category=host.CATEGORY,
             description="Turns a prompt into conditioning with the T5 text encoder of a video model.",
+            search_aliases=["prompt", "clip text encode", "t5", "pab"],
             inputs=[
                 ModelType.Input("model", tooltip="From Load Video DiT (PAB)."),
                 io.String.Input(
@@ -41,7 +42,7 @@ class EncodeText(io.ComfyNode):
     @classmethod
     def execute(cls, model: LoadedModel, prompt: str, negative: str = ""):
         if model.pipeline.text_encoder is not None and not model.pipeline.has_encoded(prompt, negative):
-            host.bring(model.text_encoder)
+            model.bring("text_encoder")
         text = model.pipeline.encode_prompt(prompt, negative.strip() or None)
         if text.warning:
             logging.warning(text.warning)

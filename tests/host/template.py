@@ -32,8 +32,8 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
         for name, (kind, *options) in given.items():
             if isinstance(kind, list) or kind in WIDGETS:
                 inputs[name] = next(values)
-                if options and options[0].get("control_after_generate"):
-                    next(values)  # the page's own: what to do with the value after a run
+                if options and (options[0].get("control_after_generate") or options[0].get("image_upload")):
+                    next(values)  # the page's own: what to do with the value after a run, and the button to upload
         left_over = list(values)
         assert not left_over, f"{node['type']} has no inputs for the values {left_over}"
         for slot, socket in enumerate(node["inputs"]):
@@ -43,13 +43,19 @@ def to_prompt(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
                 output = nodes[source]["outputs"][source_slot]
                 assert (target, target_slot) == (node["id"], slot), links[socket["link"]]
                 assert socket["link"] in output["links"], links[socket["link"]]
-                assert object_info[nodes[source]["type"]]["output"][source_slot] == kind == socket["type"]
+                assert object_info[nodes[source]["type"]]["output"][source_slot] == kind
+                assert socket["type"] in (kind, "*")
                 inputs[socket["name"]] = [str(source), source_slot]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt
 
 
+def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
+    """The ids of the nodes of that type."""
+    return [key for key, node in prompt.items() if node["class_type"] == class_type]
+
+
 def node_of(prompt: Prompt, class_type: str) -> str:
     """The id of the one node of that type."""
-    (found,) = (key for key, node in prompt.items() if node["class_type"] == class_type)
+    (found,) = nodes_of(prompt, class_type)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -120,3 +121,31 @@ def test_the_picture_is_no_part_of_the_saved_workflow(page: Page) -> None:
     (node,) = (node for node in saved["nodes"] if node["type"] == "PABBroadcast")
     assert node["widgets_values"][:7] == ["pab246", 0, 0, 0, True, 0, 0]
     assert not any("svg" in str(value) for value in node["widgets_values"])
+
+
+def test_the_route_reads_no_file_that_it_is_told(server: ComfyServer, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"pab_schedule": 1, "name": "secret"}')
+    for policy in (str(secret), "../secret.json", "x\\..\\secret"):
+        status, answer = ask(server, {"policy": policy})
+        assert status == 400
+        assert "the path of a file" in answer["error"]
+    for model in (str(tmp_path), "..", "../..", "/", "demo/../demo"):
+        status, answer = ask(server, {"model": model})
+        assert status == 400
+        assert "not in models/pab" in answer["error"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_route_survives_anything(server: ComfyServer, seed: int) -> None:
+    chance = random.Random(seed)
+    names = ["policy", "model", "kept", "mlp", "steps", "width", "height", "frames", "spatial_range",
+             "temporal_range", "cross_range", "window_start", "window_stop", "", "svg"]  # fmt: skip
+    values = [None, True, -1, 0, 1, 3, 2.5, 1e308, -0.0, 10**30, "", "off", "pab999", "pab0-0-0", "teacache-1",
+              "steps0", "steps9999", "scores246", "demo-latte", "\u0000", "汉字", "a" * 5000, [],
+              {}, [[]], {"a": {}}]  # fmt: skip
+    for _ in range(40):
+        body = {chance.choice(names): chance.choice(values) for _ in range(chance.randint(0, 5))}
+        status, answer = ask(server, body)
+        assert status in (200, 400), (body, answer)
+        assert status == 200 or (answer["error"] and "Traceback" not in answer["error"]), body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import sys
 from pathlib import Path
@@ -11,10 +12,18 @@ from server import ComfyServer
 
 OURS = {
     "PABLoadModel": "Load Video DiT (PAB)",
-    "PABBroadcast": "Pyramid Attention Broadcast",
+    "PABDownload": "Download Video DiT (PAB)",
     "PABTextEncode": "Text Encode (PAB)",
+    "PABBroadcast": "Pyramid Attention Broadcast",
+    "PABPolicy": "Other Policy (PAB)",
+    "PABLoadSchedule": "Load Schedule (PAB)",
+    "PABSaveSchedule": "Save Schedule (PAB)",
+    "PABCalibrate": "Calibrate (PAB)",
+    "PABGiven": "Image/Video Condition (PAB)",
     "PABSampler": "Video Sampler (PAB)",
     "PABDecode": "Video Decode (PAB)",
+    "PABCompare": "Compare Videos (PAB)",
+    "PABSaveVideo": "Save Video (PAB)",
 }
 
 
@@ -25,7 +34,7 @@ def test_nodes_are_there_and_explained(server: ComfyServer) -> None:
     for name, node in ours.items():
         assert node["category"] == "video/pyramid attention broadcast"
         assert node["description"]
-        assert all(node["output_tooltips"])
+        assert all(node["output_tooltips"] or [])
         for group in node["input"].values():
             for input_name, (_, *options) in group.items():
                 if group is not node["input"].get("hidden"):
@@ -45,8 +54,10 @@ def test_native_types_where_they_fit(server: ComfyServer) -> None:
     assert info["PABDecode"]["output"] == ["IMAGE", "VIDEO"]
 
 
-def test_the_template_is_listed(server: ComfyServer) -> None:
-    assert server.get("/workflow_templates")["comfyui-pab"] == ["pab_text_to_video"]
+def test_the_templates_are_listed(server: ComfyServer) -> None:
+    listed = server.get("/workflow_templates")["comfyui-pab"]
+    assert sorted(listed) == sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
+    assert len(listed) == 8
 
 
 def test_the_hosts_own_modules_stay_its_own(server: ComfyServer) -> None:
@@ -61,3 +72,41 @@ def test_the_registrys_own_check_passes(tmp_path: Path) -> None:
     said = call(*tool, cwd=REPOSITORY, env=quiet)
     assert "Warning" not in said
     assert "Error" not in said
+
+
+def test_the_host_has_all_that_is_used_of_it(server: ComfyServer, tmp_path: Path) -> None:
+    # As nodes/host.py lists it; asked in the host's own interpreter.
+    tree = ast.parse((REPOSITORY / "nodes" / "host.py").read_text(encoding="utf-8"))
+    (used,) = (
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "USED"
+    )
+    server_parts = used.pop("server")  # its instance is there only in a running host: the routes and texts are tested
+    assert server_parts
+    code = f"""
+import sys
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import functools, importlib
+missing = []
+for where, names in {used!r}.items():
+    try:
+        module = importlib.import_module(where)
+    except ModuleNotFoundError:  # a class that holds classes, such as comfy_api.latest.io
+        above, _, name = where.rpartition(".")
+        module = getattr(importlib.import_module(above), name)
+    for name in names:
+        try:
+            functools.reduce(getattr, name.split("."), module)
+        except AttributeError:
+            missing.append(where + "." + name)
+print(missing)
+"""
+    assert call(str(server.host.python), "-c", code, cwd=server.host.comfyui).strip().splitlines()[-1] == "[]"
+
+
+def test_the_log_has_no_warning_of_ours(server: ComfyServer) -> None:
+    lines = [line for line in server.log.splitlines() if "comfyui-pab" in line or "pab_core" in line]
+    assert not [line for line in lines if "warn" in line.lower() or "fail" in line.lower()]

@@ -132,7 +132,7 @@ def test_all_ranges_at_1_without_mlp_is_off(server: ComfyServer, short: Prompt) 
 
 def test_a_checkpoint_folder_in_models_pab_is_offered_and_runs(server: ComfyServer, template: Prompt) -> None:
     model = server.object_info("PABLoadModel")["PABLoadModel"]["input"]["required"]["model"]
-    assert model[1]["options"] == ["demo", "tiny"]
+    assert model[1]["options"] == ["demo", "demo-latte", "demo-plan", "tiny"]
     change(template, "PABLoadModel", model="tiny")
     change(template, "PABTextEncode", prompt="a red ball")
     change(template, "PABSampler", steps=0, guidance=0, width=0, height=0, frames=0)  # the model's own

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,4 +51,17 @@ def test_the_mapping_is_static_and_complete() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
             keys[node.targets[0].id] = [ast.literal_eval(key) for key in node.value.keys if key is not None]
     assert keys["NODE_CLASS_MAPPINGS"] == keys["NODE_DISPLAY_NAME_MAPPINGS"]
-    assert len(keys["NODE_CLASS_MAPPINGS"]) == 5
+    assert len(keys["NODE_CLASS_MAPPINGS"]) == 13
+
+
+def test_start_up_brings_nothing_heavy() -> None:
+    modules: set[str] = set()
+    for file in (REPOSITORY / "nodes").glob("*.py"):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                modules |= {node.module} if node.module.startswith("pab_core") else set()
+    heavy = ("accelerate", "diffusers", "huggingface_hub", "matplotlib", "pydantic", "torchmetrics", "transformers")
+    code = f"import sys, {', '.join(sorted(modules))}; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert modules
+    assert done.stdout.strip() == "[]"
