@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import PabError
+from .hub import folder_of, is_hub_id, model_of
 from .loading import load_weights, read_config, read_shapes, weight_files
 from .models.detect import check_family, detect
 from .models.registry import ARCHITECTURES, MODELS, ModelSpec, TransformerConfig, model_spec
@@ -81,8 +82,9 @@ def find_model(
     """A model's name, folder or file -> what is known of it, and where its parts lie.
 
     Args:
-        model: a name of `MODELS`; a folder that holds transformer/, vae/, text_encoder/, tokenizer/ and scheduler/, of
-            which only the transformer must be there; a folder or a safetensors file of a transformer alone.
+        model: a name of `MODELS`, or the Hub's id of a repository that was downloaded; a folder that holds
+            transformer/, vae/, text_encoder/, tokenizer/ and scheduler/, of which only the transformer must be there; a
+            folder or a safetensors file of a transformer alone.
         vae, text_encoder, tokenizer: folders or safetensors files to take instead of the model's own.
         spare_tokenizer: T5's, for a text encoder in a single file that lies beside none.
 
@@ -100,7 +102,15 @@ def find_model(
                 f"{'' if name == 'demo' else f'--family {base.family} '}--output {path}` on a GPU, or give the folder "
                 f"of a checkpoint instead of '{name}'."
             )
+    elif not path.exists() and is_hub_id(name) and model_of(name) is None:
+        path = models_folder() / folder_of(name)
+        if not path.is_dir():
+            raise PabError(
+                f"There is no folder '{name}' here, and no such repository has been downloaded from the Hub. Fetch it "
+                f"with `pab download {name}`, or give the path of a checkpoint."
+            )
     elif not path.exists():
+        name = model_of(name) or name
         base = model_spec(name)
         path = models_folder() / name
         if not path.is_dir():

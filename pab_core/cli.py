@@ -1,4 +1,4 @@
-"""The command line: `pab generate`, `pab schedule`, `pab download`, `pab app`, `pab bench`.
+"""The command line: `pab generate`, `pab schedule`, `pab download`, `pab app`, `pab calibrate`, `pab bench`.
 
 Torch and all that stands on it is imported inside the commands, so that help and mistakes are answered at once.
 """
@@ -8,14 +8,16 @@ import secrets
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .cli_app import app as studio
 from .cli_bench import bench
+from .cli_calibrate import calibrate
 from .cli_options import (
     STYLE,
     AspectOption,
@@ -34,6 +36,7 @@ from .cli_options import (
     SeedOption,
     SizeOption,
     SpatialOption,
+    SpeedOption,
     StepsOption,
     TemporalOption,
     TextEncoderOption,
@@ -47,6 +50,7 @@ from .cli_options import (
     size_of,
     whole,
 )
+from .cli_workers import DevicesOption, MethodOption, OnWorkersOption, chosen_pool, workers
 from .terminal import answered, prints, progress, summary
 
 app = typer.Typer(
@@ -58,7 +62,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(bench, name="bench")
+app.add_typer(workers, name="workers")
 app.command(name="app")(studio)
+app.command()(calibrate)
 
 
 @app.callback()
@@ -108,13 +114,18 @@ def generate(
     fp8: Annotated[bool, typer.Option("--fp8", help="Keep the transformer's weights in eight bits.")] = False,
     offload: OffloadOption = None,
     kept: KeptOption = "plain",
+    speed: SpeedOption = "auto",
     device: DeviceOption = None,
+    devices: DevicesOption = None,
+    method: MethodOption = "auto",
+    on_workers: OnWorkersOption = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="Overwrite the output file.")] = False,
 ) -> None:
     """Make a video of a prompt."""
     started = time.perf_counter()
     with answered():
         # All that can be known to be wrong is said before a model is loaded.
+        from .acceleration.choice import choose_speed
         from .broadcast.cache import make_store
         from .checkpoints import default_dtype, find_model
         from .offload import check_mode
@@ -139,32 +150,46 @@ def generate(
         scores = scores_of(aesthetic, motion, camera)
         computes_on = check_device(device)
         make_store(kept)
+        dtype, storage = default_dtype(found.spec, computes_on), "fp8" if fp8 else None
+        choose_speed(speed, computes_on, dtype)
         mode = None if offload is None else check_mode(offload)
         target = check_output(output, force)
 
-        with progress() as show:
+        settings: dict[str, Any] = {
+            "negative": negative,
+            "policy": chosen,
+            "seed": number,
+            "guidance": scale,
+            "given": given,
+            "total_frames": frames_of(total_frames),
+            "scores": scores,
+            "kept": kept,
+            **clip,
+        }
+        with ExitStack() as stack:
+            show = stack.enter_context(progress())
             show("load", 0, 0)
-            # What is offloaded waits on the host, in the precision of the device that will compute with it.
-            lies_on = computes_on if mode is None else "cpu"
-            dtype, storage = default_dtype(found.spec, computes_on), "fp8" if fp8 else None
-            pipe = Pipeline.from_checkpoint(found, device=lies_on, dtype=dtype, storage=storage)
-            if mode is not None:
-                pipe = lend(pipe, mode, computes_on)
-            pipe = replace(pipe, sampler=walk)
-            seconds = {"load": time.perf_counter() - started}
-            made = pipe.generate(
-                prompt,
-                negative=negative,
-                policy=chosen,
-                seed=number,
-                guidance=scale,
-                given=given,
-                total_frames=frames_of(total_frames),
-                scores=scores,
-                kept=kept,
-                progress=lambda event: show(event.stage, event.done, event.total),
-                **clip,
-            )
+
+            def tell(event: Any) -> None:
+                show(event.stage, event.done, event.total)
+
+            if devices is not None or on_workers:
+                from .parallel.pool.generating import generate_on_pool
+                from .parallel.pool.job import ModelSource
+
+                source = ModelSource.of(model, vae=vae, text_encoder=text_encoder, storage=storage, speed=speed)
+                pool = stack.enter_context(chosen_pool(devices, method, on_workers, device=device, offload=offload))
+                seconds = {"load": time.perf_counter() - started}
+                made = generate_on_pool(pool, source, prompt, sampler=sampler, progress=tell, **settings)
+            else:
+                # What is offloaded waits on the host, in the precision of the device that will compute with it.
+                lies_on = computes_on if mode is None else "cpu"
+                pipe = Pipeline.from_checkpoint(found, device=lies_on, dtype=dtype, storage=storage, speed=speed)
+                if mode is not None:
+                    pipe = lend(pipe, mode, computes_on)
+                pipe = replace(pipe, sampler=walk)
+                seconds = {"load": time.perf_counter() - started}
+                made = pipe.generate(prompt, progress=tell, **settings)
             writing = time.perf_counter()
             show("write", 0, 0)
             path = made.save(target, force=force)
@@ -177,7 +202,9 @@ def generate(
 
 @app.command()
 def download(
-    model: Annotated[str, typer.Argument(help="open-sora, latte, open-sora-plan or open-sora-plan-221.")],
+    model: Annotated[
+        str, typer.Argument(help="open-sora, latte, open-sora-plan, open-sora-plan-221, or owner/name on the Hub.")
+    ],
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where to; default: where --model finds it by its name.")
     ] = None,
@@ -188,10 +215,10 @@ def download(
     """Fetch a released model; what was interrupted goes on from there."""
     with answered():
         from .checkpoints import models_folder
-        from .hub import SOURCES, download_model
+        from .hub import SOURCES, download_model, folder_of, model_of
 
-        target = folder or models_folder() / model
-        known = [source.target for source in SOURCES.get(model, ())]
+        target = folder or models_folder() / folder_of(model)
+        known = [source.target for source in SOURCES.get(model_of(model) or model, ())]
         parts = [part for part in known if not (no_text_encoder and part in ("text_encoder", "tokenizer"))]
         with progress() as show:
             path = download_model(
@@ -215,6 +242,7 @@ def schedule(
     resolution: ResolutionOption = None,
     aspect: AspectOption = "16:9",
     sampler: SamplerOption = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write it as a picture instead.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a policy computes and what it reuses, step by step. Needs no weights."""
@@ -230,6 +258,13 @@ def schedule(
         table = schedule_for(spec, chosen, walk, whole(steps), **clip)
         if as_json:
             typer.echo(json.dumps({"model": spec.name, **table.to_json()}))
+            return
+        if svg is not None:
+            from .broadcast.picture_svg import draw_schedule_svg
+            from .broadcast.whole_file import write_whole
+
+            picture = draw_schedule_svg(table, chosen, font="sans-serif")
+            typer.echo(f"saved    {write_whole(svg.expanduser(), picture)}")
             return
         count, tall, wide = clip_size(spec, **clip)
         typer.echo(f"{spec.title}, {table.policy}: {table.steps} steps, {count} frames, {wide}x{tall}\n")

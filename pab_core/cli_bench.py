@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .cli_comm import comm
 from .cli_options import (
     STYLE,
     DeviceOption,
@@ -19,9 +20,23 @@ from .cli_options import (
     size_of,
     whole,
 )
+from .cli_quality import ablation, quality, ranges, scores
+from .cli_rivals import rivals
+from .cli_timing import breakdown, differences, sizes
+from .cli_vbench import vbench
 from .terminal import answered, progress, shares
 
 bench = typer.Typer(help="Measure.", no_args_is_help=True, rich_markup_mode=STYLE)
+bench.command(name="quality")(quality)
+bench.command(name="ablation")(ablation)
+bench.command(name="ranges")(ranges)
+bench.command(name="scores")(scores)
+bench.command(name="differences")(differences)
+bench.command(name="breakdown")(breakdown)
+bench.command(name="sizes")(sizes)
+bench.command(name="rivals")(rivals)
+bench.command(name="comm")(comm)
+bench.command(name="vbench")(vbench)
 
 
 @bench.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,26 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 }
 
 
+# A repository's id -> the model that its transformer is of.
+_NAMES = {source.repo: name for name in reversed(SOURCES) for source in SOURCES[name] if source.target == "transformer"}
+_ID = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it reads like owner/name."""
+    return _ID.fullmatch(text) is not None
+
+
+def model_of(hub_id: str) -> str | None:
+    """The name under which a released model is known here; None: it is none of those."""
+    return _NAMES.get(hub_id)
+
+
+def folder_of(model: str) -> str:
+    """The folder, among downloaded models, of a name of `SOURCES` or the id of any repository."""
+    return (model_of(model) or model).replace("/", "--")
+
+
 def download(
     repo_id: str,
     folder: str | Path,
@@ -86,15 +107,22 @@ def download_model(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Path:
-    """Brings a model of `SOURCES` into `folder`, each part into a folder of its own; else as `download`.
+    """Brings a model of `SOURCES`, by its name or the id of its repository, into `folder`, each part into a folder of
+    its own; else as `download`. Of any other repository all comes as it is.
 
     A file that the folder of another model beside this one has already, such as the text encoder's, is linked.
 
     Args:
         parts: only these, such as ("transformer", "vae") for whoever has a T5 encoder; None: all.
     """
+    name = model_of(name) or name
+    if name not in SOURCES and is_hub_id(name):
+        return download(name, folder, progress=progress, endpoint=endpoint, token=token)
     if name not in SOURCES:
-        raise PabError(f"There is no model named '{name}' to download. Known are {', '.join(SOURCES)}.")
+        raise PabError(
+            f"There is no model named '{name}' to download. Known are {', '.join(SOURCES)}, and any repository of the "
+            "Hub as owner/name."
+        )
     known = [source.target for source in SOURCES[name]]
     wanted = known if parts is None else list(parts)
     if unknown := sorted(set(wanted) - set(known)):
