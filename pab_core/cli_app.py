@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_options import SpeedOption
+from .cli_workers import DevicesOption, MethodOption, OnWorkersOption
 from .terminal import answered
 
 
@@ -21,6 +23,10 @@ def app(
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")
     ] = None,
+    devices: DevicesOption = None,
+    method: MethodOption = "auto",
+    on_workers: OnWorkersOption = False,
+    speed: SpeedOption = "auto",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 7860,
     listen: Annotated[bool, typer.Option("--listen", help="Let other machines in, too.")] = False,
     auth: Annotated[
@@ -41,6 +47,10 @@ def app(
             data=(output or default_data()).expanduser().resolve(),
             models=tuple(model or ()),
             device=device,
+            devices=devices,
+            method=method,
+            workers=on_workers,
+            speed=speed,
             host="0.0.0.0" if listen else "127.0.0.1",
             port=port,
             auth=parse_auth(auth) if auth else None,

@@ -22,7 +22,7 @@ from .cli_options import (
 )
 from .cli_quality import ablation, quality, ranges, scores
 from .cli_rivals import rivals
-from .cli_timing import breakdown, differences, sizes
+from .cli_timing import breakdown, check_speeds, differences, pipe_or_random, sizes, spec_or_known
 from .cli_vbench import vbench
 from .terminal import answered, progress, shares
 
@@ -66,17 +66,26 @@ def speed(
     steps: StepsOption = None,
     frames: FramesOption = None,
     size: SizeOption = None,
+    speeds: Annotated[
+        list[str] | None,
+        typer.Option("--speed", metavar="exact|fast|fp8", help="May be repeated, but for fp8; default: auto."),
+    ] = None,
+    text_tokens: Annotated[
+        str, typer.Option(metavar="N", help="Length of the random text where the model is not downloaded.")
+    ] = "300",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time the denoising with and without broadcast, in turn, and compare the videos."""
+    """Time the denoising with and without broadcast, in turn, and compare the videos.
+
+    A released model that is not downloaded is timed with random weights of its size, which the output says.
+    """
     with answered():
         from .broadcast import preset_names
-        from .checkpoints import find_model
         from .evaluate.bench import check_rounds, measure_speed
-        from .pipeline import Pipeline, check_device, check_seed, schedule_for
+        from .pipeline import check_device, check_seed, schedule_for
 
-        spec = find_model(model).spec
+        spec = spec_or_known(model)
         # Fewer steps are the honest rival of any reuse.
         count = whole(steps)
         rival = ["steps20"] if (count if isinstance(count, int) else spec.steps) > 20 else []
@@ -85,12 +94,16 @@ def speed(
         number, clip = check_seed(whole(seed)), {"num_frames": frames_of(frames), **size_of(size)}
         for name in names:
             schedule_for(spec, name, steps=whole(steps), **clip)
-        check_device(device)
+        target, tokens, wanted = check_device(device), whole(text_tokens), speeds or ["auto"]
+        check_speeds(wanted)
         with progress() as show:
             show("load", 0, 0)
+            pipe = pipe_or_random(model, target, speed=wanted[0])
             report = measure_speed(
-                Pipeline.load(model, device=device),
+                pipe,
                 names,
+                speeds=None if len(wanted) == 1 else wanted,  # pyright: ignore[reportArgumentType]
+                text_tokens=tokens,
                 seed=number,
                 repeat=rounds,
                 steps=whole(steps),
@@ -107,10 +120,16 @@ def speed(
             f"{about['num_frames']} frames, {about['width']}x{about['height']}, {about['steps']} steps, "
             f"{about['repeat']} rounds in turn\n"
         )
-        typer.echo("policy    median s  speed-up  PSNR dB    reused")
+        for note in pipe.notes:
+            typer.echo(f"Warning: {note}\n", err=True)
+        typer.echo("policy    speed  median s  speed-up  PSNR dB    difference  peak GiB  reused")
         for row in report.rows:
-            near = "identical" if row.psnr is None else f"{row.psnr:.2f}"
-            typer.echo(f"{row.policy:9} {row.median:8.2f}  {row.speedup:7.2f}x  {near:9}  {shares(row.reused)}")
+            near = ("identical" if not row.difference else "-") if row.psnr is None else f"{row.psnr:.2f}"
+            peak = "-" if row.peak_bytes is None else f"{row.peak_bytes / 2**30:.2f}"
+            typer.echo(
+                f"{row.policy:9} {row.speed:6} {row.median:8.2f}  {row.speedup:7.2f}x  {near:9}  {row.difference:10.1e}"
+                f"  {peak:>8}  {shares(row.reused)}"
+            )
 
 
 @bench.command()

@@ -119,18 +119,44 @@ def sizes(
         _tell("sizes", report, folder, draw_latency, as_json)
 
 
-def pipe_or_random(model: str, device: Any) -> Any:
+def pipe_or_random(model: str, device: Any, speed: str = "auto") -> Any:
     """The model, or one of its size with random weights where it is known by name and not at hand."""
-    from .checkpoints import DEMOS, models_folder
     from .evaluate.random_weights import random_pipe
     from .models.registry import MODELS
     from .pipeline import Pipeline
 
-    absent = model in MODELS and model not in DEMOS and not Path(model).exists()
-    if absent and not (models_folder() / model).is_dir():
-        typer.echo(f"{MODELS[model].title} is not downloaded: timed with random weights of its size.", err=True)
-        return random_pipe(model, device)
-    return Pipeline.load(model, device=device)
+    if not _is_absent(model):
+        return Pipeline.load(model, device=device, speed=speed)
+    typer.echo(f"{MODELS[model].title} is not downloaded: timed with random weights of its size.", err=True)
+    return random_pipe(model, device, speed=speed)
+
+
+def spec_or_known(model: str) -> "ModelSpec":
+    """What is known of the model, or of the name of one that is not at hand."""
+    from .checkpoints import find_model
+    from .models.registry import MODELS
+
+    return MODELS[model] if _is_absent(model) else find_model(model).spec
+
+
+def _is_absent(model: str) -> bool:
+    from .checkpoints import DEMOS, models_folder
+    from .models.registry import MODELS
+
+    known = model in MODELS and model not in DEMOS and not Path(model).exists()
+    return known and not (models_folder() / model).is_dir()
+
+
+def check_speeds(wanted: list[str]) -> None:
+    """PabError where speeds to compare are not ones that a model can have in turn."""
+    from .acceleration.choice import SPEEDS
+    from .errors import PabError
+
+    for speed in wanted:
+        if speed not in SPEEDS:
+            raise PabError(f"There is no speed named '{speed}': choose {', '.join(SPEEDS[:-1])} or {SPEEDS[-1]}.")
+    if len(wanted) > 1 and set(wanted) - {"exact", "fast"}:
+        raise PabError("Only exact and fast can take turns: fp8 has other weights, and auto is one of the two.")
 
 
 def _policies(spec: "ModelSpec", given: list[str] | None) -> list[str]:

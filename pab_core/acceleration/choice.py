@@ -22,7 +22,7 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
     Raises:
         PabError: there is no such name.
     """
-    from . import bf16_products, fp8_products, run
+    from . import fp8_products, onednn_products, run
 
     if wanted not in SPEEDS:
         raise PabError(f"There is no speed named '{wanted}': choose {', '.join(SPEEDS[:-1])} or {SPEEDS[-1]}.")
@@ -30,7 +30,7 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
         return "exact", ""
     if wanted == "auto":
         return ("fast" if device.type == "cuda" and run.why_not(device) is None else "exact"), ""
-    reason = bf16_products.why_not() if device.type == "cpu" else run.why_not(device)
+    reason = onednn_products.why_not() if device.type == "cpu" else run.why_not(device)
     if reason is not None:
         return "exact", f"{reason} The model runs as it is, which is slower."
     if wanted == "fp8":
@@ -45,9 +45,9 @@ def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: St
     if speed == "exact":
         return BroadcastRun(table, store)
     if device.type == "cpu":
-        from .bf16_products import Bf16Run
+        from .onednn_products import OneDnnRun
 
-        return Bf16Run(table, store)
+        return OneDnnRun(table, store)
     from .run import FusedRun
 
     return FusedRun(table, store)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..acceleration.choice import Speed
 from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
-from ..pipeline import Pipeline
+from ..pipeline import Pipeline, clip_size
 from ..text import TextEmbedding
 from .machine import describe_machine
+from .random_weights import random_text
 
 PROMPT = "a red ball rolls left over a green floor"
 _WARM_UP_STEPS = 4  # PNDM makes no less
@@ -28,8 +30,11 @@ class SpeedRow:
     seconds: tuple[float, ...]  # of the denoise loop, one for each round
     speedup: float  # median time of off / median time of this policy
     reused: dict[str, float]  # kind -> share, 0..1
-    psnr: float | None  # dB of its frames against those of off; None = identical
+    psnr: float | None  # dB of its frames against those of off; None = identical, or the model has no VAE
     reused_share: float = 0.0  # of all branch calls
+    speed: str = "exact"  # how it was computed
+    difference: float = 0.0  # relative distance of the clean latents from the first row's
+    peak_bytes: int | None = None  # of tensors on the GPU in the loop; None on a CPU
 
     @property
     def median(self) -> float:
@@ -55,6 +60,9 @@ class SpeedReport:
                 "speedup": round(row.speedup, 4),
                 "reused": {kind: round(share, 4) for kind, share in row.reused.items()},
                 "psnr": None if row.psnr is None else round(row.psnr, 2),
+                "speed": row.speed,
+                "difference": float(f"{row.difference:.3g}"),
+                "peak_bytes": row.peak_bytes,
             }
             for row in self.rows
         ]
@@ -79,6 +87,8 @@ def measure_speed(
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    speeds: Sequence[Speed] | None = None,
+    text_tokens: int = 300,
     on_run: Callable[[int, int], None] | None = None,
 ) -> SpeedReport:
     """Times the denoise loop of off and of each policy, same prompt and noise, in turn within each round.
@@ -88,27 +98,35 @@ def measure_speed(
 
     Args:
         clips: made together; a GPU that a single small clip leaves idle is timed with more.
+        speeds: each policy at each of them, off at the first being what the others are compared with; None: the
+            pipeline's own.
+        text_tokens: of random text, where the pipeline has no text encoder.
         on_run: (runs done, runs in all), also called with 0 at the start.
     """
     check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
-    tables = [pipe.schedule(policy, steps=steps, **size) for policy in ("off", *policies)]
-    text = _repeated(pipe.encode_prompt(prompt), clips)
+    pipes = [pipe] if speeds is None else [replace(pipe, speed=speed) for speed in speeds]
+    cases = [(one, policy) for one in pipes for policy in ("off", *policies)]
+    tables = [one.schedule(policy, steps=steps, **size) for one, policy in cases]
+    once = random_text(pipe, text_tokens) if pipe.text_encoder is None else pipe.encode_prompt(prompt)
+    text = _repeated(once, clips)
     noise = torch.cat([pipe.prepare_latents(seed + i, **size) for i in range(clips)])
 
-    def timed(table: ScheduleTable, steps: int | None) -> tuple[float, Tensor, ScheduleTable]:
-        run = pipe.new_run(table)
+    def timed(one: Pipeline, table: ScheduleTable, steps: int | None) -> tuple[float, Tensor, ScheduleTable]:
+        run = one.new_run(table)
         _finish(pipe.device)
         start = time.perf_counter()
-        latents = pipe.denoise(noise, text, table, steps=steps, seed=seed, run=run, **size)
+        latents = one.denoise(noise, text, table, steps=steps, seed=seed, run=run, **size)
         _finish(pipe.device)
         return time.perf_counter() - start, latents, run.taken
 
-    asked = list(tables)
+    asked, peaks = list(tables), [0 for _ in tables]
     few = min(_WARM_UP_STEPS, tables[0].steps)
-    timed(pipe.schedule("off", steps=few, **size), few)
+    for one in pipes:
+        timed(one, one.schedule("off", steps=few, **size), few)
     seconds: list[list[float]] = [[] for _ in tables]
     latents: dict[int, Tensor] = {}
+    on_gpu = pipe.device.type == "cuda"
     total = repeat * len(tables)
     for done in range(total):
         if on_run is not None:
@@ -116,12 +134,16 @@ def measure_speed(
         turn, place = divmod(done, len(tables))
         which = (turn + place) % len(tables)
         # What it decided itself to reuse, it tells only now.
-        elapsed, latents[which], tables[which] = timed(asked[which], steps)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(pipe.device)
+        elapsed, latents[which], tables[which] = timed(cases[which][0], asked[which], steps)
         seconds[which].append(elapsed)
+        if on_gpu:
+            peaks[which] = torch.cuda.max_memory_allocated(pipe.device)
     if on_run is not None:
         on_run(total, total)
 
-    frames = [pipe.decode(latents[i][:1], num_frames) for i in range(len(tables))]
+    frames = [pipe.decode(latents[i][:1], num_frames) for i in range(len(tables))] if pipe.vae is not None else None
     medians = [statistics.median(s) for s in seconds]
     rows = tuple(
         SpeedRow(
@@ -129,14 +151,18 @@ def measure_speed(
             seconds=tuple(seconds[i]),
             speedup=medians[0] / medians[i],
             reused={kind: table.reused_share(kind) for kind in table.kinds},
-            psnr=psnr(frames[i], frames[0]),
+            psnr=None if frames is None else psnr(frames[i], frames[0]),
             reused_share=table.reused_share(),
+            speed=cases[i][0].speed,
+            difference=float((latents[i] - latents[0]).norm() / latents[0].norm()),
+            peak_bytes=peaks[i] if on_gpu else None,
         )
         for i, table in enumerate(tables)
     )
-    count, tall, wide, _ = frames[0].shape
+    count, tall, wide = clip_size(pipe.spec, num_frames, height, width)
     settings = {"prompt": prompt, "seed": seed, "repeat": repeat, "steps": tables[0].steps}
     settings |= {"num_frames": count, "height": tall, "width": wide} | ({"clips": clips} if clips > 1 else {})
+    settings |= {"text_tokens": text.tokens.shape[1]}
     weights = "trained" if pipe.spec.trained else "random"
     return SpeedReport(pipe.spec.name, weights, describe_machine(str(pipe.device)), settings, rows)
 

@@ -9,7 +9,7 @@ import torch
 from tiny_families import LATTE, PLAN, random_pipe
 from torch import Tensor
 
-from pab_core.acceleration import bf16_products
+from pab_core.acceleration import onednn_products
 from pab_core.acceleration.choice import SPEEDS, choose_speed, make_run
 from pab_core.acceleration.run import FusedRun
 from pab_core.broadcast import BroadcastRun
@@ -93,19 +93,19 @@ def test_what_a_machine_cannot_do_is_left_out_and_said():
     assert choose_speed("auto", cpu, torch.float32) == ("exact", "")
     chosen, note = choose_speed("fp8", cpu, torch.float32)
     assert chosen in ("exact", "fast")
-    assert "eight bits" in note or "bfloat16" in note
+    assert "eight bits" in note or "AVX-512" in note or "products" in note
     with pytest.raises(PabError, match="no speed named 'warp'"):
         choose_speed("warp", cpu, torch.float32)
     assert "fast" in SPEEDS
 
 
-def test_products_in_bfloat16_are_near_and_leave_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_products_by_onednn_are_near_and_leave_nothing(monkeypatch: pytest.MonkeyPatch):
     pipe = tiny("stdit3")
     table = pipe.schedule("pab222")
     before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
     run = make_run("fast", torch.device("cpu"), table, make_store())
-    assert isinstance(run, bf16_products.Bf16Run)
+    assert isinstance(run, onednn_products.OneDnnRun)
     assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, run)) < 0.1
     assert torch.backends.mkldnn.matmul.fp32_precision == before  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(bf16_products, "why_not", lambda: "This processor is old.")
+    monkeypatch.setattr(onednn_products, "why_not", lambda: "This processor is old.")
     assert choose_speed("fast", torch.device("cpu"), torch.float32)[0] == "exact"

@@ -45,8 +45,8 @@ class Stepper:
 def make_queue() -> Iterator[Callable[..., JobQueue]]:
     made: list[JobQueue] = []
 
-    def make(work: Callable[[Job, Report], None], **limits: int) -> JobQueue:
-        made.append(JobQueue(work, Limits(**limits)))
+    def make(work: Callable[[Job, Report], None], at_once: int = 1, **limits: int) -> JobQueue:
+        made.append(JobQueue(work, Limits(**limits), at_once=at_once))
         return made[-1]
 
     yield make
@@ -65,6 +65,21 @@ def test_jobs_are_done_in_order_and_know_their_place(make_queue: Callable[..., J
     work.go.release(300)
     wait_for(queue, jobs[2], "done")
     assert work.order == jobs
+
+
+def test_teams_of_workers_do_jobs_side_by_side(make_queue: Callable[..., JobQueue]):
+    work = Stepper()
+    queue = make_queue(work, at_once=2)
+    first, second, third = (queue.submit(OWNER, str(i), []) for i in range(3))
+    for job in (first, second):
+        wait_for(queue, job, "running")
+    assert queue.counts() == {"waiting": 1, "running": 2}
+    assert queue.view(third, OWNER).position == 2
+    queue.cancel(second, OWNER)
+    work.go.release(300)
+    wait_for(queue, second, "cancelled")
+    for job in (first, third):
+        wait_for(queue, job, "done")
 
 
 def test_a_running_job_ends_at_its_next_step_and_a_waiting_one_at_once(make_queue: Callable[..., JobQueue]):

@@ -130,7 +130,7 @@ def test_models_are_those_at_hand(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PAB_MODELS", str(tmp_path))
     (tmp_path / "latte").mkdir()  # a download that has just begun
     found = offered_models([str(folder)])
-    assert list(found) == ["tiny", "demo"]
+    assert list(found) == ["tiny", "demo", "demo-latte", "demo-plan"]
     assert found["tiny"].source == str(folder)
     with pytest.raises(PabError):
         offered_models([str(tmp_path / "none")])

@@ -111,7 +111,9 @@ def test_bench_tells_a_mistake_before_it_loads(folder: Path, options: list[str],
 @pytest.mark.usefixtures("no_loading")
 def test_unknown_models(tmp_path: Path):
     told = refused("generate", PROMPT, "--model", "dmeo", "-o", tmp_path / "a.mp4")
-    assert told.startswith("There is no model named 'dmeo'. Did you mean demo? Known are demo, open-sora")
+    assert told.startswith(
+        "There is no model named 'dmeo'. Did you mean demo? Known are demo, demo-latte, demo-plan, open-sora"
+    )
     told = refused("generate", PROMPT, "--model", tmp_path / "nowhere", "-o", tmp_path / "a.mp4")
     assert "or give a checkpoint's folder" in told
     told = refused("generate", PROMPT, "--model", "open-sora", "-o", tmp_path / "a.mp4")

@@ -300,6 +300,25 @@ def test_bench_speed(folder: Path):
         assert run["speedup"] == pytest.approx(off["median"] / run["median"], rel=0.05)
 
 
+def test_bench_speed_of_two_ways_to_compute(folder: Path):
+    more = ["--repeat", "1", "--steps", "5", "--frames", "1", "--policy", "pab246"]
+    found = json.loads(
+        pab("bench", "speed", "--model", folder, "--speed", "exact", "--speed", "fast", *more, "--json").stdout
+    )
+    assert [(run["policy"], run["speed"]) for run in found["runs"]] == [
+        ("off", "exact"),
+        ("pab246", "exact"),
+        ("off", "fast"),
+        ("pab246", "fast"),
+    ]
+    assert found["runs"][0]["difference"] == 0
+    assert found["runs"][2]["difference"] < 0.1
+    for wrong, words in ((["exact", "fp8"], "Only exact and fast can take turns"), (["warp"], "no speed named 'warp'")):
+        refused = pab("bench", "speed", "--model", folder, *(f"--speed={speed}" for speed in wrong))
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+
+
 def test_bench_speed_as_a_table(folder: Path):
     result = pab("bench", "speed", "--model", folder, "--repeat", "1", "--steps", "3", "--frames", "1")
     assert result.exit_code == 0, result.output

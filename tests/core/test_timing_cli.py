@@ -124,7 +124,7 @@ def test_a_model_that_is_not_downloaded_has_random_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("PAB_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr("pab_core.evaluate.random_weights.random_pipe", lambda model, device: model)
+    monkeypatch.setattr("pab_core.evaluate.random_weights.random_pipe", lambda model, device, speed: model)
     assert cli_timing.pipe_or_random("latte", torch.device("cpu")) == "latte"
     assert "Latte-1 is not downloaded: timed with random weights of its size." in capsys.readouterr().err
 

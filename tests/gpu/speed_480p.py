@@ -22,7 +22,7 @@ from pab_core.acceleration.fp8_products import use_fp8_products
 from pab_core.acceleration.run import ATTENTION, FusedRun
 from pab_core.broadcast import BroadcastRun
 from pab_core.broadcast.cache import make_store
-from pab_core.models.fp8 import Quantiser, large_linears, replace_linears
+from pab_core.evaluate.random_weights import quantise_linears
 from pab_core.models.registry import ARCHITECTURES, model_spec
 from pab_core.models.stdit3 import STDiT3Config
 from pab_core.pipeline import schedule_for
@@ -65,14 +65,7 @@ def check(model: Any, noise: torch.Tensor, y: torch.Tensor) -> None:
 def in_eight_bits(model: Any) -> Any:
     """The same model with the weights of its large layers in eight bits, and products of eight bits."""
     model = copy.deepcopy(model)
-    linears, quantiser = large_linears(model), Quantiser("cuda")
-    weights = {name: linear.weight for name, linear in linears.items()}
-    biases = {name: linear.bias for name, linear in linears.items()}
-    replace_linears(model, linears)
-    for name, weight in weights.items():
-        layer = model.get_submodule(name)
-        quantiser.quantise(weight, layer.weight, layer.scale)
-        layer.bias.copy_(biases[name])
+    quantise_linears(model, torch.device("cuda"))
     use_fp8_products(model)
     return model
 

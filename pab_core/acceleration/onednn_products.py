@@ -1,4 +1,7 @@
-"""Products in bfloat16 on processors that have them (AVX-512 BF16, AMX); the rest of the model stays in float32."""
+"""Products of float32 by oneDNN, on a CPU where PyTorch would ask MKL, which on AMD's leaves AVX-512 unused.
+
+oneDNN is allowed to multiply in bfloat16 and takes it where the processor gains by it (AMX); sums are in float32.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,16 @@ from ..broadcast import BroadcastRun
 
 def why_not() -> str | None:
     """What stands against it on this machine, in a sentence; None: nothing does."""
-    known = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-    if not any(has is not None and has() for has in known):
-        return "This processor has no products in bfloat16 (AVX-512 BF16 or AMX)."
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return "Faster products on a CPU need AVX-512, which this one lacks."
     if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
-        return f"PyTorch {torch.__version__} cannot be told to multiply in bfloat16: 2.9 and later can."
+        return f"PyTorch {torch.__version__} cannot be told whose products to take: 2.9 and later can."
     return None
 
 
 @contextmanager
-def bf16_products() -> Iterator[None]:
-    """Linear layers inside multiply in bfloat16 and sum in float32; what goes in and comes out is float32."""
+def onednn_products() -> Iterator[None]:
+    """Linear layers inside are oneDNN's; what goes in and comes out is float32."""
     settings: Any = torch.backends.mkldnn.matmul  # pyright: ignore[reportAttributeAccessIssue]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"
@@ -34,10 +36,10 @@ def bf16_products() -> Iterator[None]:
         settings.fp32_precision = before
 
 
-class Bf16Run(BroadcastRun):
-    """What it does is the table's, as ever; the products of the blocks are in bfloat16."""
+class OneDnnRun(BroadcastRun):
+    """What it does is the table's, as ever; the products of the blocks are oneDNN's."""
 
     def run_block(self, block: Any, x: Tensor, cond: Any) -> Tensor:
         """The block's output [B, T, S, D]."""
-        with bf16_products():
+        with onednn_products():
             return block(x, cond, self)
