@@ -11,6 +11,7 @@ from .policies import LoadSchedule, OtherPolicy, SaveSchedule
 from .sample import SampleVideo
 from .save import SaveVideo
 from .text import EncodeText
+from .workers import WorkerPoolNode
 
 # Written out, in the form that ComfyUI-Manager reads without running it.
 NODE_CLASS_MAPPINGS = {
@@ -23,6 +24,7 @@ NODE_CLASS_MAPPINGS = {
     "PABSaveSchedule": SaveSchedule,
     "PABCalibrate": CalibratePolicy,
     "PABGiven": ConditionOnFrames,
+    "PABWorkers": WorkerPoolNode,
     "PABSampler": SampleVideo,
     "PABDecode": DecodeVideo,
     "PABCompare": CompareVideos,
@@ -39,6 +41,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "PABSaveSchedule": "Save Schedule (PAB)",
     "PABCalibrate": "Calibrate (PAB)",
     "PABGiven": "Image/Video Condition (PAB)",
+    "PABWorkers": "Worker Pool (PAB)",
     "PABSampler": "Video Sampler (PAB)",
     "PABDecode": "Video Decode (PAB)",
     "PABCompare": "Compare Videos (PAB)",

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as memory
 import comfy.utils
@@ -24,12 +24,16 @@ import torch
 from aiohttp import web
 from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
 from PIL import Image
 from server import PromptServer
 from torch import Tensor, nn
 
 from pab_core import PabError, Pipeline, Progress
 from pab_core.pipeline import ProgressCallback
+
+if TYPE_CHECKING:
+    from pab_core.parallel.pool.record import PoolProgress
 
 io: Any = api.io  # the node classes' base and inputs
 CATEGORY = "video/pyramid attention broadcast"
@@ -49,7 +53,8 @@ USED = {
         "throw_exception_if_processing_interrupted",
         "unet_offload_device",
     ),
-    "comfy.model_patcher": ("ModelPatcher",),
+    "comfy.model_patcher": ("ModelPatcher.add_callback",),
+    "comfy.patcher_extension": ("CallbacksMP.ON_DETACH",),
     "comfy.utils": ("ProgressBar",),
     "comfy_api.latest": (
         "InputImpl.VideoFromComponents",
@@ -194,6 +199,15 @@ def bring(handle: Any, working_bytes: int = 0) -> None:
     memory.load_models_gpu([handle], memory_required=working_bytes, force_full_load=True)
 
 
+def kept_elsewhere(count: int, release: Callable[[], None]) -> Any:
+    """A handle for a model that takes `count` bytes of the compute device in processes of ours: `bring` makes room for
+    it, and the host calls `release` when it unloads models. To be kept as long as they run: the host does not."""
+    handle = ModelPatcher(nn.Module(), load_device=compute_device(), offload_device=keep_device(), size=count)
+    # The host also detaches, keeping the weights, what it only moves up in its list.
+    handle.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all: release() if unpatch_all else None)
+    return handle
+
+
 def make_room(count: int) -> None:
     """Has the host free so many bytes of the compute device, for a model that brings itself there."""
     device = compute_device()
@@ -207,14 +221,34 @@ def make_room(count: int) -> None:
 def progress(pipeline: Pipeline, part: int = 0, parts: int = 1) -> ProgressCallback:
     """A callback that moves the bar of the running node, shows previews on it, and raises the host's own exception when
     the user cancels. `part` of `parts`: of a run that is made in several."""
-    bar = comfy.utils.ProgressBar(1)
+    show = _bar(part, parts)
 
     def report(event: Progress) -> None:
-        memory.throw_exception_if_processing_interrupted()
-        picture = None if event.latents is None else ("JPEG", preview(pipeline, event.latents), PREVIEW_SIZE)
-        bar.update_absolute(part * event.total + event.done, parts * event.total, picture)
+        check_cancelled()
+        show(event.done, event.total, None if event.latents is None else preview(pipeline, event.latents))
 
     return report
+
+
+def pool_progress(part: int = 0, parts: int = 1) -> Callable[["PoolProgress"], None]:
+    """As `progress`, of a job on a pool of workers."""
+    show = _bar(part, parts)
+
+    def report(event: "PoolProgress") -> None:
+        small = event.preview
+        show(event.done, event.total, None if small is None else enlarged(small[len(small) // 2]))
+
+    return report
+
+
+def _bar(part: int, parts: int) -> Callable[[int, int, Image.Image | None], None]:
+    bar = comfy.utils.ProgressBar(1)
+
+    def show(done: int, total: int, picture: Image.Image | None) -> None:
+        shown = None if picture is None else ("JPEG", picture, PREVIEW_SIZE)
+        bar.update_absolute(part * total + done, parts * total, shown)
+
+    return show
 
 
 def count_progress() -> Callable[[int, int], None]:
@@ -236,7 +270,12 @@ def check_cancelled() -> None:
 def preview(pipeline: Pipeline, latents: Tensor) -> Image.Image:
     """A picture of the middle frame of latents [1, C, T, h, w], as large as the preview may be."""
     middle = latents.shape[2] // 2
-    small = Image.fromarray(pipeline.preview(latents[:, :, middle : middle + 1])[0].numpy())
+    return enlarged(pipeline.preview(latents[:, :, middle : middle + 1])[0])
+
+
+def enlarged(frame: Tensor) -> Image.Image:
+    """A small picture uint8 [h, w, 3], as large as the preview may be."""
+    small = Image.fromarray(frame.numpy())
     scale = PREVIEW_SIZE / max(small.size)
     # The host would enlarge it too, but only linearly, which shows every latent as a diamond.
     return small.resize((round(small.width * scale), round(small.height * scale)), Image.Resampling.BICUBIC)

@@ -1,8 +1,11 @@
 """Load Video DiT (PAB), and Download Video DiT (PAB) before it"""
 
-from typing import TYPE_CHECKING, cast
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from pab_core import PabError, Pipeline
+from pab_core.acceleration.choice import SPEEDS, choose_speed
 from pab_core.checkpoints import DEMOS, default_dtype, find_model
 from pab_core.hub import SOURCES
 from pab_core.models.registry import MODELS
@@ -12,6 +15,9 @@ from .host import io
 from .types import CheckpointType, LoadedModel, ModelType, one_of
 
 if TYPE_CHECKING:
+    import torch
+
+    from pab_core.acceleration.choice import Speed
     from pab_core.offload import Mode
 
 host.register_model_folder()
@@ -124,10 +130,20 @@ class LoadVideoModel(io.ComfyNode):
                 CheckpointType.Input(
                     "checkpoint", optional=True, tooltip="From Download Video DiT (PAB), in place of the model above."
                 ),
+                io.Combo.Input(
+                    "speed",
+                    options=list(SPEEDS),
+                    default="auto",
+                    optional=True,
+                    tooltip="auto: fast where there is a GPU that can, else exact. fast: fewer, larger operations; the "
+                    "video differs by rounding only. exact: the model's own operations, to compare with. fp8: arithmetic in "
+                    "eight bits too, for NVIDIA's Ada, Hopper and later; the fastest, slightly another video.",
+                ),
             ],
             outputs=[
                 ModelType.Output(display_name="model", tooltip="For Text Encode, Video Sampler and Video Decode (PAB).")
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -139,12 +155,14 @@ class LoadVideoModel(io.ComfyNode):
         offload: str = "off",
         text_encoder: str = OWN_T5,
         checkpoint: str | None = None,
+        speed: str = "auto",
     ):
         import torch
 
         one_of("precision", precision, PRECISIONS)
         one_of("form of weights", weights, WEIGHTS)
         one_of("way to offload", offload, OFFLOADS)
+        one_of("speed", speed, SPEEDS)
         name = checkpoint or model
         source = name if name in DEMOS else host.checkpoint_folders().get(name)
         if source is None:
@@ -153,17 +171,55 @@ class LoadVideoModel(io.ComfyNode):
         if encoder is None and text_encoder != OWN_T5:
             raise PabError(f"The text encoder '{text_encoder}' is no longer in models/text_encoders: choose another.")
         found = find_model(source, text_encoder=encoder, spare_tokenizer=host.t5_tokenizer())
-        dtype = default_dtype(found.spec, host.compute_device()) if precision == "auto" else getattr(torch, precision)
+        given: dict[str, Any] = {} if precision == "auto" else {"dtype": getattr(torch, precision)}
+        device = host.compute_device()
+        dtype = given.get("dtype") or default_dtype(found.spec, device)
+        chosen, note = speed_for(speed, offload, device, dtype)
+        if note:
+            logging.info(note)
+            host.say(note, cls.hidden.unique_id)
         # Weights wait on the host's keep device; the precision is that of the device which will compute with them.
         wait = torch.device("cpu") if offload != "off" else host.keep_device()
         storage = "fp8" if weights == "fp8" else None
-        pipeline = Pipeline.from_checkpoint(found, device=wait, dtype=dtype, storage=storage)
+        # With the workers it is their device that decides what the speed becomes, and the precision, too.
+        given |= {"model": source, "text_encoder": encoder, "spare_tokenizer": host.t5_tokenizer()}
+        given |= {"storage": storage, "speed": speed}
+        pipeline = Pipeline.from_checkpoint(
+            found, device=wait, dtype=dtype, storage="fp8" if chosen == "fp8" else storage, speed="exact"
+        )
+        if chosen == "fp8":
+            multiply_in_eight_bits(pipeline.transformer, device, wait)
+        pipeline = replace(pipeline, speed=chosen)
         if offload == "off":
-            return io.NodeOutput(LoadedModel(pipeline))
+            return io.NodeOutput(LoadedModel(pipeline, None, given))
         from pab_core.offload import offload as offloaded  # brings accelerate, which takes seconds to import
 
         mode = cast("Mode", offload)
-        return io.NodeOutput(LoadedModel(offloaded(pipeline, mode, host.compute_device()), mode))
+        lent = offloaded(pipeline, mode, device)
+        lent.speed = chosen
+        return io.NodeOutput(LoadedModel(lent, mode, given))
+
+
+def speed_for(speed: str, offload: str, device: "torch.device", dtype: "torch.dtype") -> "tuple[Speed, str]":
+    """What becomes of a wanted speed on the host's device, and a sentence where that is less."""
+    if offload == "blocks":  # only a block's own forward waits for its weights
+        asked = speed in ("fast", "fp8")
+        return "exact", "With offload blocks the model runs at the speed exact." if asked else ""
+    chosen, note = choose_speed(speed, device, dtype)
+    if chosen == "fp8" and offload == "parts":
+        return "fast", "With offload parts the model runs at the speed fast: fp8 goes with offload off."
+    return chosen, note
+
+
+def multiply_in_eight_bits(transformer: Any, device: "torch.device", wait: "torch.device") -> None:
+    """The device itself has to be asked, with the layers on it."""
+    from pab_core.acceleration.fp8_products import use_fp8_products
+
+    host.make_room(sum(parameter.nbytes for parameter in transformer.parameters()))
+    try:
+        use_fp8_products(transformer.to(device))
+    finally:
+        transformer.to(wait)
 
 
 def advice(model: str) -> str:

@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
+from pab_core import PabError
+from pab_core.broadcast import ScheduleTable
 from pab_core.pipeline import check_guidance, clip_size
+from pab_core.text import TextEmbedding
 
 from . import host
 from .host import io
@@ -17,9 +20,11 @@ from .types import (
     LoadedModel,
     ModelType,
     PolicyType,
+    WorkersType,
     from_conditioning,
     to_latent,
 )
+from .workers import Workers
 
 
 class SampleVideo(io.ComfyNode):
@@ -71,8 +76,15 @@ class SampleVideo(io.ComfyNode):
                 whole("height", 4096, 8, "Height in pixels, a multiple of 8"),
                 # Their step is the one of the models with clips of 17; others have lengths of their own.
                 whole("frames", 17 * 60, 1, "Length in frames: for Open-Sora and demo a multiple of 17, or 1"),
+                WorkersType.Input(
+                    "workers",
+                    optional=True,
+                    tooltip="From Worker Pool (PAB), to make the video on several devices; left open, it is made on "
+                    "ComfyUI's own.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For Video Decode (PAB).")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -88,22 +100,34 @@ class SampleVideo(io.ComfyNode):
         frames: int,
         policy: AnyChoice | None = None,
         given: GivenSettings | None = None,
+        workers: Workers | None = None,
     ):
         from pab_core.evaluate.peak import peak_of  # with accelerate, which takes half a second to import
 
         pipeline = model.pipeline
-        text = from_conditioning(conditioning, pipeline)
         num_frames, height, width = clip_size(pipeline.spec, frames or None, height or None, width or None)
         size = {"num_frames": num_frames, "height": height, "width": width}
+        plan = given.plan(pipeline.spec, **size) if given else None
+        parts = len(plan.segments) if plan else 1
+        texts = from_conditioning(conditioning, pipeline, parts)
         policy = policy or ChosenPolicy("off")
         table = pipeline.schedule(policy.for_model(pipeline.spec), steps=steps or None, **size)
         scale = check_guidance(guidance) or None
         working = 0  # of the ablation by scores nobody knows it beforehand
         if not table.scores:
-            peak = peak_of(pipeline, table, text, guidance=scale, mode=model.mode, kept=policy.kept, **size)  # pyright: ignore[reportArgumentType]
+            peak = peak_of(pipeline, table, texts[0], guidance=scale, mode=model.mode, kept=policy.kept, **size)  # pyright: ignore[reportArgumentType]
             working = peak.working
-        plan = given.plan(pipeline.spec, **size) if given else None
-        parts = len(plan.segments) if plan else 1
+        if workers is not None:
+            if plan is not None and (plan.given.has_frames or parts > 1):
+                raise PabError(
+                    "A pool of workers makes single clips from a prompt: leave Image/Video Condition (PAB) or the "
+                    "workers out."
+                )
+            latent, measured = sample_on(
+                workers, model, texts[0], policy, cls.hidden.unique_id, working,
+                seed=seed, steps=steps or None, guidance=scale, kept=policy.kept, **size,
+            )  # fmt: skip
+            return io.NodeOutput(to_latent([latent], num_frames, plan), ui={"pab_measured": [measured]})
         latents: list[torch.Tensor] = []
         clips: list[torch.Tensor] = []  # decoded: those that a later clip of a chain goes on from
         seconds, kept_bytes, taken = 0.0, 0, table
@@ -121,7 +145,7 @@ class SampleVideo(io.ComfyNode):
             start = time.perf_counter()
             made = pipeline.denoise(
                 noise,
-                text,
+                texts[part],
                 table,
                 steps=steps or None,
                 guidance=scale,
@@ -137,14 +161,38 @@ class SampleVideo(io.ComfyNode):
             if parts > 1:
                 model.bring("vae", vae_bytes(model, **size))
                 clips.append(pipeline.decode(latents[-1], num_frames, progress=lambda _: host.check_cancelled()))
-        measured = {
-            "policy": table.policy,
-            "seconds": round(seconds, 3),
-            "steps": table.steps * parts,
-            "kept_bytes": kept_bytes,
-            "reused": {kind: round(taken.reused_share(kind), 4) for kind in taken.kinds},
-        }
+        measured = measured_of(taken, seconds, parts, kept_bytes)
         return io.NodeOutput(to_latent(latents, num_frames, plan), ui={"pab_measured": [measured]})
+
+
+def sample_on(
+    workers: Workers,
+    model: LoadedModel,
+    text: TextEmbedding,
+    policy: AnyChoice,
+    node_id: str,
+    working: int,
+    **settings: Any,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The denoise loop of a clip on a pool -> its latents, and what was measured."""
+    from pab_core.parallel.pool.job import policy_to_plain, text_to_tensors  # with pydantic
+
+    job = {"task": "denoise", "policy": policy_to_plain(policy.for_model(model.pipeline.spec)), "previews": True}
+    made = workers.run(model, {**job, **settings}, text_to_tensors(text), host.pool_progress(), node_id, working)
+    assert made.latents is not None
+    assert made.table is not None
+    return made.latents, measured_of(made.table, made.seconds["denoise"])
+
+
+def measured_of(taken: ScheduleTable, seconds: float, parts: int = 1, kept_bytes: int = 0) -> dict[str, Any]:
+    """What the policy's node tells of a run; kept_bytes 0: not known."""
+    return {
+        "policy": taken.policy,
+        "seconds": round(seconds, 3),
+        "steps": taken.steps * parts,
+        "kept_bytes": kept_bytes,
+        "reused": {kind: round(taken.reused_share(kind), 4) for kind in taken.kinds},
+    }
 
 
 def vae_bytes(model: LoadedModel, num_frames: int, height: int, width: int) -> int:

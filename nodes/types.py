@@ -22,8 +22,10 @@ ModelType = host.io.Custom("PAB_MODEL")
 CheckpointType = host.io.Custom("PAB_CHECKPOINT")
 PolicyType = host.io.Custom("PAB_POLICY")
 GivenType = host.io.Custom("PAB_GIVEN")
+WorkersType = host.io.Custom("PAB_WORKERS")
 NEGATIVE = "pab_negative"  # entry of a CONDITIONING that Text Encode (PAB) makes for models guided by a negative prompt
 KEPT = ("plain", "fp8", "host")  # where updates wait, as broadcast.cache has them
+FROM_CLIP = "pab_from_clip"  # another, of a prompt of several texts: the clip of a chain from which this one holds
 Part = Literal["text_encoder", "transformer", "vae"]
 
 
@@ -31,11 +33,13 @@ class LoadedModel:
     """A pipeline and the handles by which the host moves its parts; what PAB_MODEL carries.
 
     mode: of a pipeline that brings its parts to the device itself (offload.py); the host then only makes room.
+    source: what parallel.pool.job.ModelSource.of takes for workers to load the same.
     """
 
-    def __init__(self, pipeline: Pipeline, mode: "Mode | None" = None):
+    def __init__(self, pipeline: Pipeline, mode: "Mode | None", source: dict[str, Any]):
         self.pipeline = pipeline
         self.mode: Mode | None = mode
+        self.source = source
         self._transformer = None if mode else host.managed(pipeline.transformer)
         self._vae = None if mode or pipeline.vae is None else host.managed(pipeline.vae)
 
@@ -162,22 +166,42 @@ def at_rate(frames: Tensor, fps: float, wanted: float) -> Tensor:
     return frames[[min(int((i + 0.5) * fps / wanted), len(frames) - 1) for i in range(count)]] if fps > 0 else frames
 
 
-def to_conditioning(text: TextEmbedding) -> list[list[Any]]:
-    text = text.to(host.result_device())
-    about: dict[str, Any] = {"attention_mask": text.mask}
-    if text.negative is not None:
-        about[NEGATIVE] = text.negative
-    return [[text.tokens, about]]
+def to_conditioning(texts: dict[int, TextEmbedding]) -> list[list[Any]]:
+    """texts: by the clip of a chain from which each holds; {0: text} of any video."""
+    conditioning: list[list[Any]] = []
+    for start, text in texts.items():
+        text = text.to(host.result_device())
+        about: dict[str, Any] = {"attention_mask": text.mask}
+        if text.negative is not None:
+            about[NEGATIVE] = text.negative
+        if len(texts) > 1:
+            about[FROM_CLIP] = start
+        conditioning.append([text.tokens, about])
+    return conditioning
 
 
-def from_conditioning(conditioning: list[list[Any]], pipeline: Pipeline) -> TextEmbedding:
-    """The host's CONDITIONING -> what the pipeline takes. PabError if this model cannot be guided by it."""
-    if len(conditioning) != 1:
+def from_conditioning(conditioning: list[list[Any]], pipeline: Pipeline, clips: int = 1) -> list[TextEmbedding]:
+    """The host's CONDITIONING -> what the pipeline takes, for each clip. PabError if this model cannot be guided by
+    it."""
+    starts = [about.get(FROM_CLIP) for _, about in conditioning]
+    if len(conditioning) != 1 and (not starts or None in starts):
         raise PabError(
             f"The conditioning holds {len(conditioning)} prompts side by side, and the Video Sampler takes one: write "
             "them into one Text Encode (PAB)."
         )
-    tokens, about = conditioning[0]
+    if len(conditioning) == 1:
+        return [_text_of(conditioning[0], pipeline)] * clips
+    if starts[-1] >= clips:
+        raise PabError(
+            f"The prompt has a text for clip {starts[-1]}, but the video has {clips}, numbered from 0: give it more "
+            "total frames at Image/Video Condition (PAB), or leave that text out."
+        )
+    texts = [_text_of(entry, pipeline) for entry in conditioning]
+    return [texts[max(i for i, start in enumerate(starts) if start <= clip)] for clip in range(clips)]
+
+
+def _text_of(entry: list[Any], pipeline: Pipeline) -> TextEmbedding:
+    tokens, about = entry
     spec = pipeline.spec
     width = pipeline.transformer.config.caption_channels
     text = embedding_from_conditioning(tokens, about.get("attention_mask"), width, spec.max_tokens)

@@ -4,6 +4,7 @@ export const POLICY_NODES = ["PABBroadcast", "PABPolicy"];
 
 const OWN = ["policy", "name", "spatial_range", "temporal_range", "cross_range", "mlp", "window_start", "window_stop", "kept"];
 const SIZE = ["steps", "width", "height", "frames"];
+const POOL = ["devices", "method"];
 
 function linkOf(graph, id) {
   return graph?.links?.get?.(id) ?? graph?.links?.[id];
@@ -35,12 +36,13 @@ export function settings(node) {
   const download = source(loader, "checkpoint");
   const { name, ...own } = values(node, OWN);
   if (name?.trim()) own.policy = name.trim();
-  return { ...own, ...values(sampler, SIZE), ...values(loader, ["model"]), ...values(download, ["model"]) };
+  const machine = { ...values(loader, ["model", "speed"]), ...values(source(sampler, "workers"), POOL) };
+  return { ...own, ...values(sampler, SIZE), ...machine, ...values(download, ["model"]) };
 }
 
 /** What must be equal for two runs' times to be compared. */
 export function runKey(asked) {
-  return JSON.stringify([asked.model, ...SIZE.map((name) => asked[name])]);
+  return JSON.stringify(["model", "speed", ...SIZE, ...POOL].map((name) => asked[name]));
 }
 
 export function percent(share) {

@@ -27,6 +27,7 @@ def server(host: Host, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     # What ComfyUI's own input folder has, and a template names.
     Image.effect_mandelbrot((320, 200), (-2, -1.2, 1, 1.2), 40).convert("RGB").save(base / "input" / "example.png")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAB_WORKERS", str(base / "workers"))  # no pool of this machine's user
         patch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody answers: no test downloads
         with ComfyServer(host, base, packed_plugin(tmp_path_factory.mktemp("packed"))) as running:
             yield running

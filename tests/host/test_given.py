@@ -9,7 +9,7 @@ import pytest
 from graphs import frames_of, shared, with_node
 from server import ComfyServer
 from template import Prompt, node_of
-from test_text_to_video import run_frames
+from test_text_to_video import change, run_frames
 
 RED_BALL = "a red ball rolls left over a green floor"
 
@@ -62,6 +62,41 @@ def test_a_chain_and_a_loop(server: ComfyServer, short: Prompt) -> None:
     assert len(frames_of(server, graph)) == 51
     graph = given(picture_of(short, 0, "first"), {"first_frame": ["first", 0]}, loop=True)
     assert len(frames_of(server, graph)) == 13  # a still at the end closes it and is left out
+
+
+def test_a_prompt_says_what_comes_when(server: ComfyServer, short: Prompt) -> None:
+    graph = given(short, total_frames=51)
+    graph["sampler2"]["inputs"]["frames"] = 34
+    one = frames_of(server, graph)
+    prompt = f"|0| {RED_BALL} |1| a blue cube spins on sand at sunset"
+    graph = with_node(graph, "PABTextEncode", model=[node_of(short, "PABLoadModel"), 0], prompt=prompt)
+    graph["sampler2"]["inputs"]["conditioning"] = ["PABTextEncode", 0]
+    two = frames_of(server, graph)
+    assert len(two) == 51
+    # The second clip begins with what the first one ends with.
+    np.testing.assert_array_equal(one[:34], two[:34])
+    assert np.abs(one[34:].astype(int) - two[34:]).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "node", "said"),
+    [
+        ("|0| a red ball |2| a blue cube", "PABSampler", "has a text for clip 2, but the video has 2"),
+        ("|1| a red ball", "PABTextEncode", "must begin with |0|"),
+        ("|0| a red ball |1|", "PABTextEncode", "has no text for clip 1"),
+    ],
+)
+def test_a_prompt_of_a_chain_that_does_not_fit_is_told(
+    server: ComfyServer, short: Prompt, prompt: str, node: str, said: str
+) -> None:
+    graph = given(short, total_frames=51)
+    graph["sampler2"]["inputs"]["frames"] = 34
+    change(graph, "PABTextEncode", prompt=prompt)
+    graph["save2"] = {"class_type": "PreviewImage", "inputs": {"images": ["decode2", 0]}}
+    del graph[node_of(graph, "SaveVideo")]
+    end = server.wait(server.queue(graph))
+    assert end.data["node_type"] == node
+    assert said in end.data["exception_message"]
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,9 @@ def test_a_result_is_not_changed_by_the_next_run(server: ComfyServer, short: Pro
         ("PABLoadModel", {"weights": "int4"}, "'int4' is not known"),
         ("PABLoadModel", {"offload": "disk"}, "'disk' is not known"),
         ("PABLoadModel", {"text_encoder": "../t5.safetensors"}, "is no longer in models/text_encoders"),
+        ("PABLoadModel", {"speed": "warp"}, "'warp'"),
+        ("PABTextEncode", {"camera": "sideways"}, "'sideways'"),
+        ("PABTextEncode", {"aesthetic": 11.0}, "value_bigger_than_max"),
         ("PABDecode", {"model": ["3", 0]}, "return_type_mismatch"),
     ],
 )
@@ -77,8 +80,10 @@ def test_values_outside_limits_are_refused_in_words(
 
 def test_a_prompt_of_the_first_version_still_runs(server: ComfyServer, short: Prompt) -> None:
     _, now = run_frames(server, short)
-    for name in ("precision", "weights", "offload", "text_encoder"):
+    for name in ("precision", "weights", "offload", "text_encoder", "speed"):
         del short[node_of(short, "PABLoadModel")]["inputs"][name]
+    for name in ("negative", "aesthetic", "motion", "camera"):
+        del short[node_of(short, "PABTextEncode")]["inputs"][name]
     del short[node_of(short, "PABBroadcast")]["inputs"]["kept"]
     _, then = run_frames(server, short)
     np.testing.assert_array_equal(now, then)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,56 @@ def test_a_model_that_is_gone_is_told_in_words(server: ComfyServer, short: Promp
     end = server.wait(server.queue(graph))
     assert end.data["node_type"] == "PABDownload"
     assert "fetch the files of" in end.data["exception_message"]
+
+
+def test_speeds_that_this_machine_has_not_are_told_of(server: ComfyServer, short: Prompt) -> None:
+    _, auto = run_frames(server, short)
+    change(short, "PABLoadModel", speed="exact")
+    _, exact = run_frames(server, short)
+    np.testing.assert_array_equal(auto, exact)
+    # Eight bits need a GPU: what is left is fast or exact.
+    change(short, "PABLoadModel", speed="fp8")
+    _, other = run_frames(server, short)
+    assert np.abs(auto.astype(int) - other).mean() < 2
+    told = [
+        e.data["text"]
+        for e in server.events
+        if e.kind == "text" and e.data["node_id"] == node_of(short, "PABLoadModel")
+    ]
+    assert told
+    change(short, "PABLoadModel", offload="blocks", speed="fast")
+    _, blocks = run_frames(server, short)
+    np.testing.assert_array_equal(auto, blocks)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(server: ComfyServer) -> Iterator[str]:
+    """A model that reads scores, by name."""
+    models = server.base / "models" / "pab"
+    folder = shutil.copytree(models / "tiny", models / "scored")
+    about = json.loads((folder / "pab.json").read_text())
+    (folder / "pab.json").write_text(json.dumps({**about, "prompt_scores": True}))
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+def test_scores_are_said_to_the_models_that_read_them(server: ComfyServer, short: Prompt, scored: str) -> None:
+    _, plain = run_frames(server, short)
+    change(short, "PABTextEncode", aesthetic=4.0, motion=20.0, camera="pan left")
+    _, same = run_frames(server, short)
+    np.testing.assert_array_equal(plain, same)  # the demo model does not
+    change(short, "PABLoadModel", model=scored)
+    made = []
+    for scores in ({}, {"aesthetic": 4.0}, {"motion": 20.0}, {"camera": "zoom in"}):
+        # One alone: so few tokens does the model read.
+        change(
+            short, "PABTextEncode", prompt="a red ball", **{"aesthetic": 0.0, "motion": 0.0, "camera": "any", **scores}
+        )
+        made.append(run_frames(server, short)[1])
+    assert all((one != other).any() for one, other in combinations(made, 2))
 
 
 # --- policies and schedules -------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ OURS = {
     "PABSaveSchedule": "Save Schedule (PAB)",
     "PABCalibrate": "Calibrate (PAB)",
     "PABGiven": "Image/Video Condition (PAB)",
+    "PABWorkers": "Worker Pool (PAB)",
     "PABSampler": "Video Sampler (PAB)",
     "PABDecode": "Video Decode (PAB)",
     "PABCompare": "Compare Videos (PAB)",
@@ -57,7 +58,7 @@ def test_native_types_where_they_fit(server: ComfyServer) -> None:
 def test_the_templates_are_listed(server: ComfyServer) -> None:
     listed = server.get("/workflow_templates")["comfyui-pab"]
     assert sorted(listed) == sorted(path.stem for path in (REPOSITORY / "workflows").glob("*.json"))
-    assert len(listed) == 8
+    assert len(listed) == 9
 
 
 def test_the_hosts_own_modules_stay_its_own(server: ComfyServer) -> None:

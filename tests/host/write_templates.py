@@ -223,6 +223,24 @@ def calibrate(graph: Graph) -> None:
     )  # fmt: skip
 
 
+def worker_pool(graph: Graph) -> None:
+    loader, text, _ = pipeline(graph, RED_BALL, {})
+    policy = graph.add("PABBroadcast", 1, 470, POLICY)
+    pool = graph.add("PABWorkers", 0, 730, (340, 160), devices="cpu*2")
+    links = {"model": (loader, 0), "conditioning": (text, 0), "policy": (policy, 0), "workers": (pool, 0)}
+    sampler = graph.add("PABSampler", 2, 180, SAMPLER, links)
+    decoder = {"model": (loader, 0), "latent": (sampler, 0), "workers": (pool, 0)}
+    video = graph.add("PABDecode", 2, 800, (240, 80), decoder)
+    graph.add("PABSaveVideo", 3, 180, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_workers")
+    graph.note(
+        "## Several GPUs\n\nThe pool's processes keep the model, one on each device, and make the steps of the video "
+        "together. `cpu*2` is to try it out on any machine; write `auto` or `0,1` for GPUs.\n\nWith the method `auto` "
+        "a few steps are timed when a size is first made, and the fastest way is taken: where several devices are no "
+        "faster than one, the sampler says so. The video is that of one device but for rounding.",
+        0, 420, (340, 270),
+    )  # fmt: skip
+
+
 def released(model: str, prompt: str, policy: str, text: str, **size: Any) -> Callable[[Graph], None]:
     """A released model, downloaded where it is not there yet."""
 
@@ -249,6 +267,7 @@ TEMPLATES: dict[str, Callable[[Graph], None]] = {
     "pab_choose_your_speed": choose_your_speed,
     "pab_image_to_video": image_to_video,
     "pab_calibrate": calibrate,
+    "pab_worker_pool": worker_pool,
     "pab_open_sora_480p": released(
         "open-sora",
         "a sailing boat glides over a calm sea at dawn, gentle waves, golden light",

@@ -87,6 +87,20 @@ test("only runs of one size and model are compared", () => {
   assert.equal(runKey(asked), runKey({ ...asked, policy: "off", cross_range: 9 }));
   assert.notEqual(runKey(asked), runKey({ ...asked, steps: 21 }));
   assert.notEqual(runKey(asked), runKey({ ...asked, model: "latte" }));
+  assert.notEqual(runKey(asked), runKey({ ...asked, speed: "exact" }));
+  assert.notEqual(runKey(asked), runKey({ ...asked, devices: "0,1" }));
+});
+
+test("a pool of workers is part of what is compared", () => {
+  const nodes = {
+    policy: { widgets: widgets({ policy: "pab246" }), outputs: [{ links: [0] }] },
+    pool: { widgets: widgets({ devices: "0,1", method: "dsp", idle: 10 }), outputs: [{ links: [1] }] },
+    sampler: { widgets: widgets({ steps: 20 }), inputs: [{ name: "policy" }, { name: "workers" }] },
+  };
+  const graph = { links: new Map([[0, { target_id: "sampler" }]]), getNodeById: (id) => nodes[id] };
+  nodes.policy.graph = graph;
+  nodes.sampler.getInputNode = (slot) => [nodes.policy, nodes.pool][slot];
+  assert.deepEqual(settings(nodes.policy), { policy: "pab246", steps: 20, devices: "0,1", method: "dsp" });
 });
 
 test("numbers for people", () => {

@@ -51,7 +51,7 @@ def test_the_mapping_is_static_and_complete() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict) and isinstance(node.targets[0], ast.Name):
             keys[node.targets[0].id] = [ast.literal_eval(key) for key in node.value.keys if key is not None]
     assert keys["NODE_CLASS_MAPPINGS"] == keys["NODE_DISPLAY_NAME_MAPPINGS"]
-    assert len(keys["NODE_CLASS_MAPPINGS"]) == 13
+    assert len(keys["NODE_CLASS_MAPPINGS"]) == 14
 
 
 def test_start_up_brings_nothing_heavy() -> None:
