@@ -12,10 +12,11 @@ import gradio as gr
 
 from ..errors import PabError
 from .create_page import CreatePage
-from .following import follow, owner_of
+from .following import JobOfBrowser, follow, owner_of
 from .history import Entry
 from .jobs import View
 from .labels import Labels, choices
+from .request import FieldErrors
 from .service import Studio
 from .stage import empty_stage, message, show_progress, table_of
 from .texts import text
@@ -27,10 +28,10 @@ _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp
 class ComparePage:
     """Lays the page out inside the open gr.Blocks."""
 
-    def __init__(self, studio: Studio, labels: Labels, language: gr.State):
+    def __init__(self, studio: Studio, labels: Labels, language: gr.State, job: gr.BrowserState):
         self.studio = studio
         self.language = language
-        self.job = gr.State("")
+        self.job = JobOfBrowser(studio, job, self._show)
         with gr.Column(elem_id="pab-compare"):
             labels(gr.HTML, words={"value": lambda language: message(text("compare_intro", language), "note")})
             with gr.Row(equal_height=True):
@@ -53,11 +54,8 @@ class ComparePage:
                 self.stop_button = labels(
                     gr.Button, words={"value": "cancel"}, interactive=False, elem_id="pab-cancel-compare", scale=1
                 )
-            self.result = labels(
-                gr.HTML,
-                words={"value": lambda language: empty_stage(language, "empty_compare")},
-                elem_id="pab-compared",
-            )
+            self.result = gr.HTML(empty_stage("en", "empty_compare"), elem_id="pab-compared")
+        self.resumed = [self.result, self.go, self.stop_button]
 
     def connect(self, create: CreatePage) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -69,11 +67,11 @@ class ComparePage:
         self.go.click(
             run,
             [self.left, self.right, *create.inputs],
-            [self.result, self.job, self.go, self.stop_button],
+            [self.result, self.job.id, self.go, self.stop_button],
             concurrency_limit=None,
             **quiet,
         )
-        self.stop_button.click(create.cancel, [self.job], [self.stop_button], **quiet)
+        self.stop_button.click(self.job.cancel, [self.job.id], [self.stop_button], **quiet)
 
     async def _run(
         self, create: CreatePage, left: str, right: str, values: tuple[Any, ...], request: gr.Request
@@ -87,14 +85,21 @@ class ComparePage:
                 wish = replace(wish, policy=right, **_PLAIN)
             job = await asyncio.to_thread(self.studio.submit, wish, owner, visitor, against=left)
         except PabError as error:
-            yield [f'<div class="pab-stage pab-empty">{message(str(error))}</div>', gr.skip(), *idle]
+            # The fields are in Create: their names go before what is wrong with them.
+            wrong = error.by_field if isinstance(error, FieldErrors) else {"": str(error)}
+            words = "".join(
+                message(f"{text(name, language)}: {said}" if name else said) for name, said in wrong.items()
+            )
+            yield [f'<div class="pab-stage pab-empty">{words}</div>', gr.skip(), *idle]
             return
         busy: list[Any] = [gr.update(interactive=False), gr.update(interactive=True)]
         async for view in follow(self.studio, job, owner):
             yield [self._show(view, owner, language), job, *(idle if view.ended else busy)]
             busy = [gr.skip(), gr.skip()]
 
-    def _show(self, view: View, owner: str, language: str) -> str:
+    def _show(self, view: View | None, owner: str, language: str) -> str:
+        if view is None:
+            return empty_stage(language, "empty_compare")
         if view.state != "done":
             return show_progress(view, language)
         entries = self.studio.entries(view, owner)

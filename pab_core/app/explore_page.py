@@ -1,8 +1,8 @@
-"""Explore: the policies of a model as pictures, what `pab bench` measured of it, and what the machine does now."""
+"""Explore: the policies of a model as pictures, what calibration and bench measured of it, and what devices do now."""
 
 from __future__ import annotations
 
-import json
+import shlex
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,19 @@ import gradio as gr
 
 from ..broadcast import find_policy, preset_names
 from ..broadcast.picture_svg import draw_schedule_svg
+from ..errors import PabError
 from ..pipeline import schedule_for
+from .charts import draw_curves, draw_quality
 from .labels import Labels
 from .models import Offered
 from .offering import title_of
+from .reports import find_curves, find_quality, find_speed
 from .request import LEVELS
 from .service import Studio
-from .stage import table_of
+from .stage import message, table_of
 from .texts import schedule_texts, text
+
+_STATES = {"off": "worker_off", "starting": "worker_starting", "ready": "worker_ready", "working": "worker_working"}
 
 
 class ExplorePage:
@@ -52,8 +57,9 @@ class ExplorePage:
         offered = self.studio.offered[model]
         return (
             f"<h3>{escape(text('policies', language))}</h3>{self._policies(offered, language)}"
-            f"{show_reports(find_reports(self.studio.settings.data / 'bench', offered), language)}"
-            f"<h3>{escape(text('worker', language))}</h3>{self._machine(language)}"
+            f"<h3>{escape(text('figures', language))}</h3>{self._measured(offered, language)}"
+            f"{show_reports(find_speed([self.studio.settings.data / 'bench'], offered.name), language)}"
+            f"<h3>{escape(text('worker', language))}</h3>{show_machine(self.studio, language)}"
         )
 
     def _policies(self, offered: Offered, language: str) -> str:
@@ -70,30 +76,66 @@ class ExplorePage:
             )
         return f'<div class="pab-grid">{"".join(cards)}</div>'
 
-    def _machine(self, language: str) -> str:
-        counts = self.studio.queue.counts()
-        running = text("yes" if counts["running"] else "no", language)
-        return table_of(
-            [
-                (text("device", language), self.studio.device),
-                (text("loaded", language), self.studio.maker.loaded.name or text("nothing", language)),
-                (text("running", language), running),
-                (text("waiting", language), str(counts["waiting"])),
-            ]
+    def _measured(self, offered: Offered, language: str) -> str:
+        """The U-curve of a calibration and the chart of a bench, or the commands that make them."""
+        folders = [self.studio.settings.data / "bench", Path("pab-quality")]
+        curves, quality = find_curves(offered.spec, folders), find_quality(folders, offered.name)
+        model = offered.name if offered.name == str(offered.source) else shlex.quote(str(offered.source))
+        output = shlex.quote(str(folders[0] / f"{offered.name}-quality"))
+        return (
+            '<div class="pab-grid">'
+            + "".join(
+                f'<section class="pab-card"><h4>{escape(title)}</h4>{content}</section>'
+                for title, content in (
+                    (
+                        text("u_title", language),
+                        _command(text("no_curves", language), f"pab calibrate --model {model}")
+                        if curves is None
+                        else draw_curves(curves, language)
+                        + message(text("u_note", language, clips=curves.clips), "note"),
+                    ),
+                    (
+                        text("quality_title", language, metric=quality.metric.upper() if quality else "LPIPS"),
+                        _command(text("no_quality", language), f"pab bench quality --model {model} --output {output}")
+                        if quality is None
+                        else draw_quality(quality, language)
+                        + message(f"{text('measured_on', language, clips=quality.clips)} {quality.machine}", "note"),
+                    ),
+                )
+            )
+            + "</div>"
         )
 
 
-def find_reports(folder: Path, offered: Offered) -> list[dict[str, Any]]:
-    """What `pab bench speed --json` printed of the model into files of the folder; others are passed over."""
-    found = []
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(report, dict) and report.get("model") == offered.name and isinstance(report.get("runs"), list):
-            found.append(report)
-    return found
+def _command(words: str, command: str) -> str:
+    return f"{message(words, 'note')}<pre class='pab-command'><code>{escape(command)}</code></pre>"
+
+
+def show_machine(studio: Studio, language: str) -> str:
+    """The devices, what they do, and the queue before them."""
+    counts = studio.queue.counts()
+    rows = [
+        (text("running", language), str(counts["running"])),
+        (text("waiting", language), str(counts["waiting"])),
+    ]
+    try:
+        found = studio.renderer.status()
+    except PabError as error:
+        return message(str(error)) + table_of(rows)
+    for place, row in enumerate(found["workers"]):
+        name = row["device"] + (f" ({row['name']})" if row["name"] not in (None, row["device"]) else "")
+        number = f" {place + 1}" if len(found["workers"]) > 1 else ""
+        rows.insert(place, (text("device", language) + number, f"{name}: {text(_STATES[row['state']], language)}"))
+    if "loaded" in found:
+        rows.append((text("loaded", language), found["loaded"] or text("nothing", language)))
+    else:
+        rows.append((text("method", language), found["method"]))
+        if studio.settings.workers:  # in which other programs have a part, too
+            rows.append((text("pool_jobs", language), f"{len(found['running'])} / {len(found['waiting'])}"))
+    said = "".join(
+        message(words.split(" Its log ends:")[0], "warning") for words in [*found["warnings"], *found["trouble"]]
+    )
+    return table_of(rows) + said
 
 
 def show_reports(reports: list[dict[str, Any]], language: str) -> str:
@@ -116,7 +158,7 @@ def show_reports(reports: list[dict[str, Any]], language: str) -> str:
             f'<table class="pab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
             f'<p class="pab-note">{escape(about)}</p>'
         )
-    return f"<h3>{escape(text('figures', language))}</h3>{''.join(parts)}" if parts else ""
+    return "".join(parts)
 
 
 def _figure(value: Any, unit: str, absent: str = "-") -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..errors import PabError
-from .create_page import SLIDERS, VALUES, CreatePage
+from .create_fields import SLIDERS, VALUES, CreateFields
 from .following import owner_of
 from .history import Entry
 from .illustration import show_pictures
@@ -68,7 +68,7 @@ class HistoryPage:
                         )
                         self.keep = labels(gr.Button, words={"value": "keep"}, size="sm")
 
-    def connect(self, tab: gr.Tab, tabs: gr.Tabs, create: CreatePage) -> None:
+    def connect(self, tab: gr.Tab, tabs: gr.Tabs, create: CreateFields) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         listing = [self.gallery, self.shown, self.more, self.note]
         tab.select(self._list, [self.limit, self.language], listing, **quiet)

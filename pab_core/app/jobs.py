@@ -1,7 +1,7 @@
-"""The queue: jobs of all users in the order in which they came, and the thread that does one after the other.
+"""The queue: jobs of all users in the order in which they came, and the threads that do one after the other.
 
 A job is found by its id, which nobody can guess, and by nobody but its owner where users log in. What a user sees of it
-is a `View`, a copy: the thread alone changes jobs, under the queue's lock.
+is a `View`, a copy: those threads alone change jobs, under the queue's lock.
 """
 
 from __future__ import annotations
@@ -79,19 +79,22 @@ Work = Callable[[Job, Report], None]
 
 
 class JobQueue:
-    """Takes jobs and does them one by one in a thread of its own."""
+    """Takes jobs and does them in threads of its own, `at_once` of them side by side."""
 
-    def __init__(self, work: Work, limits: Limits, log: Callable[[BaseException], None] | None = None):
+    def __init__(
+        self, work: Work, limits: Limits, log: Callable[[BaseException], None] | None = None, at_once: int = 1
+    ):
         self._work = work
         self._limits = limits
         self._log = log
         self._lock = threading.Condition()
         self._waiting: list[Job] = []
-        self._running: Job | None = None
+        self._running: list[Job] = []
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="pab-studio", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name="pab-studio", daemon=True) for _ in range(at_once)]
+        for thread in self._threads:
+            thread.start()
 
     # ---------------------------------------------------------------------------------------------------- for users
 
@@ -128,16 +131,17 @@ class JobQueue:
 
     def counts(self) -> dict[str, int]:
         with self._lock:
-            return {"waiting": len(self._waiting), "running": int(self._running is not None)}
+            return {"waiting": len(self._waiting), "running": len(self._running)}
 
     def close(self) -> None:
-        """Cancels everything and waits for the thread."""
+        """Cancels everything and waits for the threads."""
         with self._lock:
             self._closed = True
-            for job in [*self._waiting, *([self._running] if self._running else [])]:
+            for job in [*self._waiting, *self._running]:
                 self.cancel(job.view.id, job.owner)
             self._lock.notify_all()
-        self._thread.join(timeout=60)
+        for thread in self._threads:
+            thread.join(timeout=60)
 
     # --------------------------------------------------------------------------------------------------- for the work
 
@@ -154,7 +158,7 @@ class JobQueue:
     def _placed(self, job: Job) -> View:
         if job not in self._waiting:
             return job.view
-        before = self._waiting.index(job) + (self._running is not None)
+        before = self._waiting.index(job) + len(self._running)
         return replace(job.view, position=before)
 
     def _run(self) -> None:
@@ -164,11 +168,12 @@ class JobQueue:
                     self._lock.wait()
                 if self._closed:
                     return
-                job = self._running = self._waiting.pop(0)
+                job = self._waiting.pop(0)
+                self._running.append(job)
                 self.change(job, state="running")
             self._do(job)
             with self._lock:
-                self._running = None
+                self._running.remove(job)
                 ended = [key for key, old in self._jobs.items() if old.view.ended]
                 for key in ended[: max(0, len(ended) - _REMEMBERED)]:
                     del self._jobs[key]

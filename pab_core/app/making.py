@@ -1,56 +1,50 @@
-"""The work on a job: pipeline, files, history; for a comparison also what its two videos are measured to be."""
+"""The work on a job: rendering, files, history; for a comparison also what its two videos are measured to be."""
 
 from __future__ import annotations
 
 import io
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import PabError
-from ..evaluate.machine import peak_gpu_memory
-from ..pipeline import Generation, Pipeline, Progress
-from ..tasks import Given
+from ..pipeline import Generation
 from .comparing import compare_frames
 from .history import Entry, History
 from .jobs import Cancelled, Job, Report
-from .models import LoadedModel
+from .rendering import Event, OnEvent, Renderer
 from .request import Clip
 from .settings import StudioSettings
 
 _PREVIEW_SIDE = 320  # longest side, pixels
 _PREVIEW_APART = 0.4  # seconds between two previews at least
 _THUMBNAIL = (384, 384)
-_WARM_UP_STEPS = 2
 
 
 class Maker:
     """Makes the videos of a job; called by the queue's one thread."""
 
-    def __init__(self, settings: StudioSettings, history: History):
+    def __init__(self, settings: StudioSettings, history: History, renderer: Renderer):
         self._settings = settings
         self._history = history
-        self.loaded = LoadedModel(settings.device)
+        self._renderer = renderer
 
     def __call__(self, job: Job, report: Report) -> None:
         self._settings.check_space()
-        if self.loaded.name != job.clips[0].offered.name:
-            report(stage="load")
-        pipe = self.loaded.get(job.clips[0].offered)
         entries: list[Entry] = []
         frames: list[Tensor] = []
         comparing = len(job.clips) > 1
         try:
             if comparing:
-                self._warm_up(pipe, job.clips[0], report)
+                tell = follow(job.clips[0], report)
+                self._renderer.warm_up(job.clips[0], job.cancelled, tell)
             for index, clip in enumerate(job.clips):
                 report(clip=index, stage="denoise", done=0, total=clip.table.steps, seconds_left=None)
-                made, memory = self._make(pipe, clip, report)
+                made, memory = self._renderer.render(clip, job.cancelled, follow(clip, report))
                 report(stage="write", preview=None, warnings=made.warnings)
                 entries.append(self._keep(job.owner, clip, made, memory))
                 if comparing:
@@ -64,33 +58,6 @@ class Maker:
             for entry in entries:  # half a comparison is none
                 self._history.delete(entry.id, job.owner)
             raise
-
-    def _make(self, pipe: Pipeline, clip: Clip, report: Report) -> tuple[Generation, int | None]:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        made = pipe.generate(
-            clip.prompt,
-            negative=clip.negative,
-            policy=clip.policy,
-            seed=clip.seed,
-            steps=clip.steps,
-            guidance=clip.guidance,
-            num_frames=clip.num_frames,
-            height=clip.height,
-            width=clip.width,
-            given=Given(image=clip.picture, last_image=clip.last_picture),
-            progress=follow(pipe, clip, report),
-        )
-        return made, peak_gpu_memory()
-
-    def _warm_up(self, pipe: Pipeline, clip: Clip, report: Report) -> None:
-        """A few steps that are not measured: the first run of all would be slower than the second."""
-        size: dict[str, Any] = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
-        report(stage="warm-up")
-        text = pipe.encode_prompt(clip.prompt, clip.negative)
-        table = pipe.schedule("off", steps=_WARM_UP_STEPS, **size)
-        noise = pipe.prepare_latents(clip.seed, **size)
-        pipe.denoise(noise, text, table, steps=_WARM_UP_STEPS, seed=clip.seed, progress=lambda event: report(), **size)
 
     def _keep(self, owner: str, clip: Clip, made: Generation, memory: int | None) -> Entry:
         """Writes the video and its thumbnail, and notes them; on failure nothing stays behind."""
@@ -125,9 +92,9 @@ class Maker:
         }
 
 
-def follow(pipe: Pipeline, clip: Clip, report: Report) -> Callable[[Progress], None]:
+def follow(clip: Clip, report: Report) -> OnEvent:
     """Tells of each step: how far, how long it will still take, and what the model sees by now."""
-    started = time.perf_counter()
+    started: float | None = None
     shown = 0.0
     branches = max(len(clip.table.branches), 1)
     # A step that reuses much is over sooner; half of a step is what no schedule touches.
@@ -136,21 +103,25 @@ def follow(pipe: Pipeline, clip: Clip, report: Report) -> Callable[[Progress], N
         for i in range(clip.table.steps)
     ]
 
-    def on_progress(event: Progress) -> None:
-        nonlocal shown
+    def on_event(event: Event) -> None:
+        nonlocal shown, started
         changes: dict[str, Any] = {"stage": event.stage, "done": event.done, "total": event.total}
         now = time.perf_counter()
         if event.stage == "denoise":
+            # From the first step on: what comes before it, text and loading, says nothing of the steps.
+            if started is None:
+                started, first = now, event.done
+                costs[:first] = [0.0] * first
             past = sum(costs[: event.done])
             changes["seconds_left"] = (now - started) * sum(costs[event.done :]) / past if past else None
-            if event.latents is not None and now - shown >= _PREVIEW_APART:
+            if event.picture is not None and now - shown >= _PREVIEW_APART:
                 shown = now
-                changes["preview"] = preview_picture(pipe.preview(event.latents), clip.offered.spec.fps)
+                changes["preview"] = preview_picture(event.picture(), clip.offered.spec.fps)
         else:
             changes["seconds_left"] = None
         report(**changes)
 
-    return on_progress
+    return on_event
 
 
 def preview_picture(frames: Tensor, fps: int) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..broadcast import ScheduleTable
-from ..checkpoints import Checkpoint, Sampler, find_model, models_folder
+from ..checkpoints import DEMOS, Checkpoint, Sampler, find_model, models_folder
 from ..errors import PabError
 from ..models.registry import MODELS, ModelSpec
 from ..pipeline import Pipeline
@@ -30,7 +30,7 @@ class Offered:
 
 
 def offered_models(more: Iterable[str] = ()) -> dict[str, Offered]:
-    """The demo and what is downloaded, and `more`: folders or files; in the order in which they are shown.
+    """The demos and what is downloaded, and `more`: folders or files; in the order in which they are shown.
 
     Raises:
         PabError: one of `more` is no model.
@@ -39,7 +39,7 @@ def offered_models(more: Iterable[str] = ()) -> dict[str, Offered]:
     for source in more:
         _add(found, source)
     for name in MODELS:
-        if name not in found and (name == "demo" or (models_folder() / name).is_dir()):
+        if name not in found and (name in DEMOS or (models_folder() / name).is_dir()):
             try:
                 _add(found, name)
             except PabError:
@@ -59,15 +59,16 @@ def _add(found: dict[str, Offered], source: str) -> None:
 class LoadedModel:
     """Keeps one pipeline: a second large model would not fit beside the first. For one worker thread."""
 
-    def __init__(self, device: str | None):
+    def __init__(self, device: str | None, speed: str = "auto"):
         self.device = device
+        self.speed = speed
         self._name: str | None = None
         self._pipe: Pipeline | None = None
 
     def get(self, offered: Offered) -> Pipeline:
         if self._pipe is None or self._name != offered.name:
             self._pipe = None  # its memory is free before the next is read
-            self._pipe = Pipeline.from_checkpoint(offered.checkpoint(), device=self.device)
+            self._pipe = Pipeline.from_checkpoint(offered.checkpoint(), device=self.device, speed=self.speed)
             self._name = offered.name
         return self._pipe
 

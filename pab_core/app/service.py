@@ -7,14 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
+import torch
+
+from ..acceleration.choice import choose_speed
 from ..broadcast import ScheduleTable
 from ..errors import PabError
-from ..pipeline import check_device
 from . import pictures
 from .history import Entry, History
 from .jobs import JobQueue, View
 from .making import Maker
 from .models import Offered, offered_models, predicted_saving
+from .rendering import make_renderer
 from .request import Clip, ClipRequest, FieldErrors, check_request
 from .settings import StudioSettings
 
@@ -23,20 +26,18 @@ class Studio:
     """One running studio. PabError from the constructor: a folder that cannot be written, or no model at hand."""
 
     def __init__(self, settings: StudioSettings):
-        check_device(settings.device)
+        choose_speed(settings.speed, torch.device("cpu"), torch.float32)  # is there one of that name?
         settings.make_folders()
         self.settings = settings
         self.offered = offered_models(settings.models)
         self.history = History(settings.database, settings.videos)
-        self.maker = Maker(settings, self.history)
-        self.queue = JobQueue(self.maker, settings.limits, log=lambda error: traceback.print_exception(error))
+        self.renderer = make_renderer(settings)
+        work = Maker(settings, self.history, self.renderer)
+        self.queue = JobQueue(work, settings.limits, traceback.print_exception, self.renderer.at_once)
 
     def close(self) -> None:
         self.queue.close()
-
-    @property
-    def device(self) -> str:
-        return str(check_device(self.settings.device))
+        self.renderer.close()
 
     # ------------------------------------------------------------------------------------------------------ requests
 

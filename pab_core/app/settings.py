@@ -32,6 +32,10 @@ class StudioSettings:
     data: Path  # holds history.sqlite, uploads/, and videos/, the only folder that is served
     models: tuple[str, ...] = ()  # checkpoints beside those known by name: folders or files
     device: str | None = None  # None: the GPU if there is one
+    devices: str | None = None  # several, which share each video: "auto", "0,1" or "cpu*2"
+    method: str = "auto"  # how they share it
+    workers: bool = False  # on the pool that `pab workers` keeps in the background
+    speed: str = "auto"  # of acceleration.choice
     host: str = "127.0.0.1"
     port: int = 7860
     auth: tuple[str, str] | None = None

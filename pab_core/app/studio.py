@@ -13,6 +13,7 @@ from .api import add_endpoints
 from .compare_page import ComparePage
 from .create_page import CreatePage
 from .explore_page import ExplorePage
+from .following import remembered
 from .history_page import HistoryPage
 from .labels import Labels
 from .service import Studio
@@ -28,6 +29,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=text("title"), analytics_enabled=False, fill_width=False, delete_cache=(3600, 3600)) as page:
         add_endpoints(studio)  # first: gradio gives names to what the page does, too, and must not take these
         language = gr.State("en")
+        made, compared = remembered("pab-create-job"), remembered("pab-compare-job")
         with gr.Row(elem_id="pab-head"):
             labels(gr.HTML, words={"value": _head}, elem_id="pab-title")
             switch = labels(
@@ -42,9 +44,9 @@ def build_page(studio: Studio) -> gr.Blocks:
             )
         with gr.Tabs(elem_id="pab-tabs") as tabs:
             with labels(gr.Tab, words={"label": "create"}, id=0):
-                create = CreatePage(studio, labels, language)
+                create = CreatePage(studio, labels, language, made)
             with labels(gr.Tab, words={"label": "compare"}, id=1):
-                compare = ComparePage(studio, labels, language)
+                compare = ComparePage(studio, labels, language, compared)
             with labels(gr.Tab, words={"label": "explore"}, id=2) as explore_tab:
                 explore = ExplorePage(studio, labels, language)
             with labels(gr.Tab, words={"label": "history"}, id=3) as history_tab:
@@ -53,7 +55,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         compare.connect(create)
         explore.connect(explore_tab)
         history.connect(history_tab, tabs, create)
-        _connect_language(page, labels, switch, language, create)
+        _connect_language(page, labels, switch, language, create, compare)
     page.queue(default_concurrency_limit=4, api_open=False)
     return page
 
@@ -63,8 +65,9 @@ def _head(language: str) -> str:
 
 
 def _connect_language(
-    page: gr.Blocks, labels: Labels, switch: gr.Radio, language: gr.State, create: CreatePage
+    page: gr.Blocks, labels: Labels, switch: gr.Radio, language: gr.State, create: CreatePage, compare: ComparePage
 ) -> None:
+    """What changes with the language, and what a page shows that has just been opened."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     errors = create.look_outputs
 
@@ -77,10 +80,14 @@ def _connect_language(
         words = labels.updates(chosen) if chosen != "en" else [gr.skip()] * len(labels.controls)
         return [chosen, chosen, *words]
 
-    switch.input(speak, switch, [language, *labels.controls], **quiet).then(create.look, create.inputs, errors, **quiet)
-    page.load(greet, None, [switch, language, *labels.controls], **quiet).then(
-        create.look, create.inputs, errors, **quiet
-    )
+    spoken = switch.input(speak, switch, [language, *labels.controls], **quiet)
+    greeted = page.load(greet, None, [switch, language, *labels.controls], **quiet)
+    for first in (spoken, greeted):
+        first.then(create.look, create.inputs, errors, **quiet)
+    for part in (create, compare):
+        job, told = part.job, [part.job.id, language]
+        spoken.then(job.look, told, part.resumed[0], **quiet)
+        greeted.then(job.resume, told, part.resumed, concurrency_limit=None, **quiet)
 
 
 def launch_options() -> dict[str, Any]:

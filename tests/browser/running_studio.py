@@ -19,15 +19,18 @@ from pathlib import Path
 torch.set_num_threads(1)
 from pab_core.app.launch import serve
 from pab_core.app.settings import StudioSettings
-serve(StudioSettings(Path(sys.argv[1]), device="cpu", port=int(sys.argv[2]))).wait()
+devices = sys.argv[3] or None
+device = None if devices else "cpu"
+serve(StudioSettings(Path(sys.argv[1]), device=device, devices=devices, port=int(sys.argv[2]))).wait()
 """
 
 
 class RunningStudio:
-    """`pab app` on a free port with the demo model."""
+    """`pab app` on a free port with the demo models; `devices`: on a pool of workers."""
 
-    def __init__(self, data: Path):
+    def __init__(self, data: Path, devices: str = ""):
         self.data = data
+        self.devices = devices
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -37,7 +40,7 @@ class RunningStudio:
     def start(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PAB_MODELS": str(self.data / "none")}
         with (self.data / "log.txt").open("ab") as log:
-            command = [sys.executable, "-c", SERVE, str(self.data), str(self.port)]
+            command = [sys.executable, "-c", SERVE, str(self.data), str(self.port), self.devices]
             self.process = subprocess.Popen(command, cwd=self.data, env=environment, stdout=log, stderr=log)
         end = time.monotonic() + 120
         while True:

@@ -5,11 +5,13 @@ PAB_SCREENSHOTS=folder keeps a picture of every page.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from running_studio import RunningStudio, open_studio
@@ -25,7 +27,7 @@ def shoot(page: Page, name: str) -> None:
 
 
 def fill_in(page: Page, seed: int, steps: int | None = None) -> None:
-    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_role("textbox", name="Prompt", exact=True).fill(PROMPT)
     page.locator("#pab-seed").locator("input, textarea").fill(str(seed))
     if steps is not None:
         page.locator("#pab-steps input").fill(str(steps))
@@ -123,7 +125,7 @@ def test_a_broken_picture_is_told_and_a_good_one_is_shown(page: Page, tmp_path: 
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
-def test_compare_plays_both_in_step(page: Page):
+def test_compare_plays_both_in_step_and_is_found_again(page: Page, studio: RunningStudio):
     fill_in(page, 3, steps=10)
     page.get_by_role("tab", name="Compare").click()
     page.get_by_role("button", name="Make both").click()
@@ -144,13 +146,99 @@ def test_compare_plays_both_in_step(page: Page):
     times = page.evaluate(f"{videos}.map(v => v.currentTime / v.duration)")
     assert times == pytest.approx([0.5, 0.5], abs=0.01)
     shoot(page, "compare")
+    open_studio(page, studio.url)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator(".pab-pair video")).to_have_count(2)
+    expect(page.locator("#pab-compared table")).to_contain_text("SSIM")
 
 
-def test_explore_shows_the_policies(page: Page):
+def test_explore_shows_policies_measurements_and_devices(page: Page, studio: RunningStudio):
     page.get_by_role("tab", name="Explore").click()
-    expect(page.locator("#pab-explore svg.pab-schedule")).to_have_count(3)
-    expect(page.locator("#pab-explore")).to_contain_text("Waiting jobs")
+    explore = page.locator("#pab-explore")
+    expect(explore.locator("svg.pab-schedule")).to_have_count(3)
+    expect(explore).to_contain_text("pab calibrate --model demo")
+    expect(explore).to_contain_text("pab bench quality --model demo --output")
+    expect(explore).to_contain_text("cpu: ready")
+    write_measurements(studio.data / "bench")
+    page.get_by_role("button", name="Refresh").click()
+    expect(explore.locator("svg.pab-chart")).to_have_count(2)
+    expect(
+        explore.get_by_role("img", name=re.compile("Speed against quality .*pab246: 1.20x, LPIPS 0.02"))
+    ).to_be_visible()
+    expect(
+        explore.get_by_role("img", name=re.compile("How much attention changes .*Spatial: 0.8 - 0.1 - 0.6"))
+    ).to_be_visible()
     shoot(page, "explore")
+
+
+def write_measurements(folder: Path) -> None:
+    """As `pab calibrate` and `pab bench quality` leave them."""
+    steps = range(29)
+    near, far = ([0.1 + 0.7 * abs(step - 14) ** 2 / 196 * scale for step in steps] for scale in (1, 0.5))
+    near[-1] = 0.6
+    recording = {
+        "model": "demo",
+        "timesteps": list(range(30)),
+        "relative": {
+            "spatial/0/0": near,
+            "temporal/0/0": [2 * v for v in far],
+            "cross/spatial/0": [v / 9 for v in far],
+        },
+        "signal": [[0.1]] * 8,
+    }
+    points = {"off": (1, None), "pab246": (1.2, 0.02), "pab357": (1.3, 0.035), "pab579": (1.4, 0.08)}
+    points |= {"steps25": (1.2, 0.05), "steps21": (1.42, 0.11)}
+    rows = [
+        {"policy": name, "speedup": speedup} | ({"lpips": {"mean": lpips, "error": 0.004}} if lpips else {})
+        for name, (speedup, lpips) in points.items()
+    ]
+    report = {"header": {"model": "demo", "machine": {"processor": "a CPU"}}, "clips": 64, "policies": rows}
+    files = {
+        "demo.calibration/changes.json": recording,
+        "demo.calibration/proposal.json": {"window": [0.3, 0.85], "ranges": {}},
+        "demo-quality/quality.json": report,
+        "broken.json": [],
+    }
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_reloaded_page_finds_its_running_job_and_then_its_video(page: Page, studio: RunningStudio):
+    fill_in(page, 21, steps=60)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text("Step")
+    open_studio(page, studio.url)
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text(re.compile(r"Step \d+ of 60"))
+    expect(page.locator("#pab-generate")).to_be_disabled()
+    page.get_by_text("中文").click()
+    expect(page.get_by_role("button", name="生成")).to_be_visible()
+    video = page.locator("#pab-stage video")
+    expect(video).to_be_visible()
+    expect(page.locator("#pab-generate")).to_be_enabled()
+    page.get_by_text("English").click()
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text("seed 21")
+    open_studio(page, studio.url)
+    expect(video).to_be_visible()
+    fill_in(page, 22, steps=200)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage .pab-status")).to_contain_text("Step")
+    open_studio(page, studio.url)
+    expect(page.locator("#pab-cancel")).to_be_enabled()
+    page.locator("#pab-cancel").click()
+    expect(page.locator("#pab-stage")).to_contain_text("Cancelled. Nothing was kept.")
+
+
+@pytest.mark.parametrize("model", ["demo-latte", "demo-plan"])
+def test_the_other_families_demo_models_make_videos(page: Page, model: str):
+    page.locator("#pab-model input").click()
+    page.get_by_role("option", name=re.compile("Latte" if model == "demo-latte" else "Plan")).click()
+    expect(page.locator("#pab-negative")).to_be_visible()
+    wait_until(lambda: page.locator("#pab-frames input").input_value() == ("16" if model == "demo-latte" else "29"))
+    fill_in(page, 2, steps=6)
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#pab-stage video")).to_be_visible()
+    shoot(page, model)
 
 
 def test_history_survives_a_restart(studio: RunningStudio, context: BrowserContext):
@@ -221,6 +309,36 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     assert len(tops) == 4
     shoot(page, f"phone-{scheme}")
     phone.close()
+
+
+def test_a_killed_worker_is_told_in_words_and_the_next_video_is_made(context: BrowserContext, tmp_path: Path):
+    studio = RunningStudio(tmp_path, devices="cpu*2")
+    try:
+        page = context.new_page()
+        open_studio(page, studio.url)
+        fill_in(page, 1, steps=100)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#pab-stage .pab-status")).to_contain_text("Step")
+        page.get_by_role("tab", name="Explore").click()
+        expect(page.locator("#pab-explore")).to_contain_text("cpu: working")
+        shoot(page, "explore-pool")
+        page.get_by_role("tab", name="Create").click()
+        workers = [child for child in psutil.Process(studio.process.pid).children(True) if is_worker(child)]
+        assert len(workers) == 2
+        workers[1].kill()
+        expect(page.locator("#pab-stage").get_by_role("alert")).to_contain_text(
+            re.compile(r"The worker of rank \d \(cpu\)")
+        )
+        shoot(page, "worker-died")
+        fill_in(page, 1, steps=4)
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#pab-stage video")).to_be_visible()
+    finally:
+        studio.stop()
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return "pab_core.parallel.pool.worker" in process.cmdline()
 
 
 def test_every_control_has_a_name(page: Page):

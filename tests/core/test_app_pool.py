@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from pab_core.app.explore_page import show_machine
 from pab_core.app.jobs import View
@@ -18,6 +19,7 @@ from pab_core.app.rendering import InProcess, OnPool, make_renderer
 from pab_core.app.request import ClipRequest
 from pab_core.app.service import Studio
 from pab_core.app.settings import StudioSettings
+from pab_core.cli import app as pab
 from pab_core.errors import PabError
 from pab_core.parallel.pool.background import start_in_background, stop_in_background
 from pab_core.pipeline import Pipeline
@@ -106,7 +108,7 @@ def test_explore_shows_each_worker(studio: Studio):
     shown = show_machine(studio, "en")
     assert shown.count("cpu") >= 2
     assert "dsp" in shown
-    assert "工作池" in show_machine(studio, "zh")
+    assert "并行方法" in show_machine(studio, "zh")
 
 
 def test_the_pool_in_the_background_is_used_and_its_end_is_told(
@@ -127,6 +129,7 @@ def test_the_pool_in_the_background_is_used_and_its_end_is_told(
         for job in (first, second):
             made.queue.cancel(job, "")
         assert wait(made, submit(made, steps=2)).state == "done"
+        assert "Jobs of the pool" in show_machine(made, "en")
         stop_in_background()
         view = wait(made, submit(made, steps=2))
         assert view.state == "failed"
@@ -167,3 +170,18 @@ def test_one_device_is_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     pool = make_renderer(StudioSettings(tmp_path, devices="cpu"))
     assert isinstance(pool, OnPool)
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--devices", "cpu*x"], "is no device"),
+        (["--devices", "cpu*2", "--method", "magic"], "magic"),
+        (["--speed", "warp"], "no speed named 'warp'"),
+    ],
+)
+def test_the_command_line_refuses_in_words(tmp_path: Path, options: list[str], words: str):
+    result = CliRunner().invoke(pab, ["app", "--no-browser", "--port", "0", "--output", str(tmp_path), *options])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert "Traceback" not in result.output

@@ -1,0 +1,148 @@
+"""Two charts as SVG, in the colours of the page: the change of updates over the steps, and speed against quality.
+
+Text takes the page's colour (currentColor), lines differ by colour and by dashes, so that they are told apart without
+seeing colours; `desc` says the figures to screen readers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+
+from .reports import Curves, Quality
+from .texts import text
+
+_WIDE, _HIGH = 440, 290  # of the view box, whose letters are 12 units high
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 68
+_LINES = (
+    ("var(--pab-computed, #3a6ea5)", ""),
+    ("var(--pab-window, #d9822b)", "7 3"),
+    ("#4f9d69", "2 3"),
+    ("#9b6bb3", "9 3 2 3"),
+)
+Scale = Callable[[float], float]
+
+
+def draw_curves(curves: Curves, language: str) -> str:
+    """The U: one line a kind of attention; the window that was proposed stands behind."""
+    steps = len(next(iter(curves.kinds.values())))
+    values = [max(value, 1e-6) for row in curves.kinds.values() for value in row]
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    high = max(high, low + 1)
+    x = _scale(1, max(steps, 2), _LEFT, _WIDE - _RIGHT)
+    y = _scale(low, high, _HIGH - _BOTTOM, _TOP)
+    parts = []
+    if curves.calm is not None:
+        start, stop = (min(max(end, 1), steps) for end in curves.calm)
+        parts.append(
+            f'<rect x="{x(start):.1f}" y="{_TOP}" width="{max(x(stop) - x(start), 1):.1f}" '
+            f'height="{_HIGH - _TOP - _BOTTOM}" fill="var(--pab-window, #d9822b)" fill-opacity=".12"/>'
+        )
+    for power in range(low, high + 1):
+        parts.append(_row(y(power), f"{10.0**power:g}"))
+    for step in _ticks(1, steps):
+        parts.append(_column(x(step), str(step)))
+    words, legend = [], []
+    for (kind, row), (colour, dashes) in zip(curves.kinds.items(), _LINES, strict=False):
+        points = " ".join(
+            f"{x(step):.1f},{y(math.log10(max(value, 1e-6))):.1f}" for step, value in enumerate(row, start=1)
+        )
+        parts.append(_line(points, colour, dashes))
+        name = text("mlp_row" if kind == "mlp" else kind, language)
+        legend.append((name, colour, dashes))
+        words.append(f"{name}: {row[0]:.3g} - {min(row):.3g} - {row[-1]:.3g}")
+    parts.append(_legend(legend))
+    return _svg(text("u_title", language), "; ".join(words), text("step", language), parts)
+
+
+def draw_quality(quality: Quality, language: str) -> str:
+    """Distance from the video without reuse against the speed-up: policies as squares, fewer steps as a dashed line."""
+    points = quality.points
+    bottoms, tops = ([p.distance + side * p.error for p in points] for side in (-1, 1))
+    floor = 0.0 if quality.metric == "lpips" else min(bottoms) - 1
+    ceiling = max(max(tops) * 1.08, floor + 1e-3)
+    slow, fast = min(1.0, *(p.speedup * 0.98 for p in points)), max(1.1, *(p.speedup * 1.05 for p in points))
+    x, y = _scale(slow, fast, _LEFT, _WIDE - 56), _scale(floor, ceiling, _HIGH - _BOTTOM, _TOP)
+    parts = [_row(y(value), f"{value:.3g}") for value in _nice(floor, ceiling)]
+    parts += [_column(x(value), f"{value:.3g}x") for value in _nice(slow, fast)]
+    fewer = sorted((point for point in points if point.is_rival), key=lambda point: point.speedup)
+    if fewer:
+        parts.append(_line(" ".join(f"{x(p.speedup):.1f},{y(p.distance):.1f}" for p in fewer), *_LINES[1]))
+    for point in points:
+        across, up = x(point.speedup), y(point.distance)
+        colour = _LINES[1 if point.is_rival else 0][0]
+        if point.error:
+            parts.append(
+                f'<path d="M{across:.1f} {y(point.distance - point.error):.1f}V{y(point.distance + point.error):.1f}" '
+                f'stroke="{colour}" stroke-opacity=".6"/>'
+            )
+        mark = (
+            f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4" fill="{colour}"/>'
+            if point.is_rival
+            else f'<rect x="{across - 4:.1f}" y="{up - 4:.1f}" width="8" height="8" fill="{colour}"/>'
+        )
+        parts.append(f'{mark}<text x="{across + 8:.1f}" y="{up - 6:.1f}" font-size="11">{escape(point.policy)}</text>')
+    legend = [(text("policies_short", language), _LINES[0][0], None), (text("fewer_steps", language), *_LINES[1])]
+    parts.append(_legend(legend if fewer else legend[:1]))
+    words = "; ".join(f"{p.policy}: {p.speedup:.2f}x, {quality.metric.upper()} {p.distance:.3g}" for p in points)
+    title = text("quality_title", language, metric=quality.metric.upper())
+    return _svg(title, words, text("speed_column", language), parts)
+
+
+def _svg(title: str, words: str, below: str, parts: Sequence[str]) -> str:
+    label = escape(title)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pab-schedule pab-chart" viewBox="0 0 {_WIDE} {_HIGH}" '
+        f'role="img" aria-label="{escape(f"{title}: {words}", quote=True)}" font-size="12" fill="currentColor">'
+        f"<title>{label}</title><desc>{escape(words)}</desc>{''.join(parts)}"
+        f'<text x="{(_LEFT + _WIDE - _RIGHT) / 2}" y="{_HIGH - _BOTTOM + 35}" text-anchor="middle" '
+        f'opacity=".75">{escape(below)}</text></svg>'
+    )
+
+
+def _scale(low: float, high: float, first: float, last: float) -> Scale:
+    return lambda value: first + (value - low) / (high - low) * (last - first)
+
+
+def _row(y: float, words: str) -> str:
+    return (
+        f'<path d="M{_LEFT} {y:.1f}H{_WIDE - _RIGHT}" stroke="currentColor" stroke-opacity=".15"/>'
+        f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end" opacity=".75">{escape(words)}</text>'
+    )
+
+
+def _column(x: float, words: str) -> str:
+    return f'<text x="{x:.1f}" y="{_HIGH - _BOTTOM + 17}" text-anchor="middle" opacity=".75">{escape(words)}</text>'
+
+
+def _line(points: str, colour: str, dashes: str) -> str:
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>'
+
+
+def _legend(entries: Sequence[tuple[str, str, str | None]]) -> str:
+    """Names under the chart; dashes None: of squares and not of a line."""
+    parts, x, y = [], float(_LEFT), _HIGH - 10
+    for name, colour, dashes in entries:
+        if dashes is None:
+            parts.append(f'<rect x="{x + 7:.0f}" y="{y - 4}" width="8" height="8" fill="{colour}"/>')
+        else:
+            parts.append(_line(f"{x:.0f},{y} {x + 22:.0f},{y}", colour, dashes))
+        parts.append(f'<text x="{x + 28:.0f}" y="{y + 4}">{escape(name)}</text>')
+        x += 46 + 8.5 * sum(2 if ord(letter) > 0x2E7F else 1 for letter in name)
+    return "".join(parts)
+
+
+def _ticks(first: int, last: int) -> list[int]:
+    apart = max(1, 5 * round((last - first) / 30)) if last - first > 10 else 1
+    return [step for step in range(first, last + 1) if step == first or step % apart == 0]
+
+
+def _nice(low: float, high: float) -> list[float]:
+    """Four to eight round values from low to high."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    apart = next(unit * power for unit in (1, 2, 5, 10) if unit * power >= rough)
+    first = math.ceil(low / apart - 1e-9)
+    return [round(n * apart, 10) for n in range(first, math.floor(high / apart + 1e-9) + 1)]

@@ -1,0 +1,129 @@
+"""What Explore finds of calibrations and benches, as these write it, and the charts of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pab_core.app.charts import draw_curves, draw_quality
+from pab_core.app.reports import Curves, Point, Quality, find_curves, find_quality, find_speed
+from pab_core.broadcast.calibrated import own_path
+from pab_core.evaluate.calibration import propose
+from pab_core.evaluate.generation import Clip
+from pab_core.evaluate.quality import measure_quality
+from pab_core.evaluate.recording import record, save_recording
+from pab_core.evaluate.results import write_report
+from pab_core.pipeline import Pipeline
+
+CLIPS = [Clip("a red ball", 1), Clip("a blue cube", 2)]
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_the_curves_are_those_that_a_calibration_recorded(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path))
+    spec = pipe.spec
+    assert find_curves(spec) is None
+    folder = own_path(spec.family, spec.depth).with_suffix(".calibration")
+    folder.mkdir(parents=True)
+    made = record(pipe, CLIPS, folder / "recording.jsonl")
+    save_recording(made, folder / "changes.json")
+    proposal = propose(made)
+    (folder / "proposal.json").write_text(json.dumps(proposal.to_json()))
+    found = find_curves(spec)
+    assert found is not None
+    assert list(found.kinds) == made.kinds
+    for kind in made.kinds:
+        assert found.kinds[kind] == pytest.approx(made.of_kind(kind), abs=1e-5)
+    assert found.clips == 2
+    assert found.calm == pytest.approx((proposal.window.start * spec.steps, proposal.window.stop * spec.steps - 1))
+    assert find_curves(replace(spec, name="another")) is None
+
+
+def test_the_chart_is_of_what_the_newest_bench_measured(pipe: Pipeline, tmp_path: Path):
+    report = measure_quality(pipe, ["pab246", "pab579"], CLIPS, tmp_path / "x.jsonl", lpips=None, repeat=1)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        write_report(tmp_path / name, "quality", report)
+    old = tmp_path / "old" / "quality.json"
+    old.write_text(old.read_text("utf-8").replace('"clips": 2', '"clips": 99'), encoding="utf-8")
+    os.utime(old, (1, 1))
+    found = find_quality([tmp_path, tmp_path / "nowhere"], pipe.spec.name)
+    assert found is not None
+    assert found.metric == "psnr"
+    assert found.clips == 2
+    assert found.machine
+    row = report.row("pab579")
+    (point,) = (point for point in found.points if point.policy == "pab579")
+    assert (point.speedup, point.distance) == pytest.approx((row.speedup, row.summary("psnr").mean), abs=1e-3)
+    assert all(point.is_rival == point.policy.startswith("steps") for point in found.points)
+    assert find_quality([tmp_path], "another") is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[1]",
+        '{"header": 3, "policies": []}',
+        '{"header": {"model": "tiny"}, "policies": [1, {"lpips": 3}, {"lpips": {"mean": "x"}, "speedup": 1}]}',
+        '{"header": {"model": "tiny"}, "policies": [{"policy": "a", "lpips": {"mean": NaN}, "speedup": 1}]}',
+        '{"model": "tiny", "relative": {"spatial/0/0": ["x"]}, "signal": [], "timesteps": []}',
+        '{"model": "tiny", "relative": {"spatial/0/0": [NaN]}, "signal": [], "timesteps": []}',
+        '{"model": "tiny", "relative": 3, "signal": [], "timesteps": []}',
+    ],
+)
+def test_other_and_broken_files_are_passed_over(pipe: Pipeline, tmp_path: Path, content: str):
+    for name in ("a.json", "b/changes.json", "b/quality.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    assert find_quality([tmp_path], "tiny") is None
+    assert find_curves(replace(pipe.spec, name="tiny"), [tmp_path]) is None
+    assert find_speed([tmp_path], "tiny") == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("calm", [None, (9.0, 24.5), (-5.0, 90.0)])
+def test_the_u_lies_within_its_frame(language: str, calm: tuple[float, float] | None):
+    kinds = {
+        "spatial": (0.9, 0.1, 0.5),
+        "temporal": (2.0, 0.3, 0.0),
+        "cross": (1e-4, 1e-5, 1e-4),
+        "mlp": (1.0, 1.0, 1.0),
+    }
+    picture = ET.fromstring(draw_curves(Curves(kinds, 3, calm), language))
+    check_inside(picture, 4 + 4)
+    assert "0.9 - 0.1 - 0.5" in (picture.get("aria-label") or "")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [Point("pab246", 1.2, 0.02, 0.001), Point("steps20", 1.3, 0.1, 0.01), Point("steps25", 1.1, 0.05, 0)],
+        [Point("slow", 0.8, 0.02, 0)],
+        [Point("<b>", 3.0, 0.0, 0.0)],
+    ],
+)
+@pytest.mark.parametrize("metric", ["lpips", "psnr"])
+def test_the_points_lie_within_their_frame(points: list[Point], metric: str):
+    picture = ET.fromstring(draw_quality(Quality(metric, tuple(points), 1, ""), "en"))
+    fewer = sum(point.is_rival for point in points)
+    check_inside(picture, 2 if fewer else 0)
+    assert {text.text for text in picture.iter(f"{SVG}text")} >= {point.policy for point in points}
+
+
+def check_inside(picture: ET.Element, lines: int) -> None:
+    wide, high = (float(side) for side in (picture.get("viewBox") or "").split()[2:])
+    found = list(picture.iter(f"{SVG}polyline"))
+    assert len(found) == lines
+    places = [tuple(map(float, place.split(","))) for line in found for place in (line.get("points") or "").split()]
+    places += [
+        (float(e.get("x") or 0), float(e.get("y") or 0)) for kind in ("rect", "text") for e in picture.iter(SVG + kind)
+    ]
+    assert all(0 <= x <= wide and 0 <= y <= high for x, y in places)
