@@ -50,7 +50,7 @@ from .cli_options import (
     size_of,
     whole,
 )
-from .cli_workers import DevicesOption, MethodOption, OnWorkersOption, chosen_pool, workers
+from .cli_workers import DevicesOption, MethodOption, OnWorkersOption, workers
 from .terminal import answered, prints, progress, summary
 
 app = typer.Typer(
@@ -174,6 +174,7 @@ def generate(
                 show(event.stage, event.done, event.total)
 
             if devices is not None or on_workers:
+                from .parallel.pool.asked import chosen_pool
                 from .parallel.pool.generating import generate_on_pool
                 from .parallel.pool.job import ModelSource
 

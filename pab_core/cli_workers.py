@@ -4,18 +4,15 @@ As in cli, what is slow to import is imported inside the commands.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .cli_options import STYLE, JsonOption
-from .errors import PabError
 from .terminal import answered
 
 if TYPE_CHECKING:
-    from .parallel.pool.generating import Pool
+    pass
 
 # For `pab generate`.
 DevicesOption = Annotated[
@@ -85,32 +82,6 @@ def stop() -> None:
 
         stop_in_background()
         typer.echo("The pool of workers has ended.")
-
-
-@contextmanager
-def chosen_pool(devices: str | None, method: str, on_workers: bool, **others: str | None) -> Iterator["Pool"]:
-    """The pool that `pab generate` was asked to use. `others`: options that go with a single device, which are refused.
-
-    PabError: options that do not go together, devices that do not exist, or no pool in the background.
-    """
-    if devices is not None and on_workers:
-        raise PabError("--workers takes the devices of the pool that is running: leave --devices out.")
-    for name, value in others.items():
-        if value is not None:
-            raise PabError(f"--{name} is for a single device: leave it out, or --devices and --workers.")
-    if on_workers:
-        if method != "auto":
-            raise PabError("--method is chosen when the pool is started: give it to `pab workers start`.")
-        from .parallel.pool.client import SharedPool
-
-        shared = SharedPool()
-        shared.status()
-        yield shared
-        return
-    from .parallel.pool.pool import WorkerPool
-
-    with WorkerPool(devices or "auto", method=method) as pool:
-        yield pool
 
 
 def show_status(found: dict[str, Any]) -> None:

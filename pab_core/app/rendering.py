@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import PabError
 from ..evaluate.machine import peak_gpu_memory
+from ..parallel.pool.asked import chosen_pool
 from ..parallel.pool.devices import parse_devices
 from ..parallel.pool.failures import JobCancelled, WorkerError
 from ..parallel.pool.generating import Pool, generate_on_pool
@@ -124,8 +125,6 @@ class OnPool:
     """
 
     def __init__(self, settings: StudioSettings):
-        from ..cli_workers import chosen_pool
-
         self._speed = settings.speed
         self._stack = ExitStack()
         chosen = chosen_pool(settings.devices, settings.method, settings.workers, device=settings.device)
