@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def chosen_pool(devices: str | None, method: str, on_workers: bool, **others: str | None) -> Iterator[Pool]:
-    """The pool that options of the command line ask for. `others`: options that go with a single device, which are refused.
+    """The pool that options ask for. `others`: options that go with a single device, which are refused.
 
     PabError: options that do not go together, devices that do not exist, or no pool in the background.
     """
