@@ -137,7 +137,8 @@ class LoadVideoModel(io.ComfyNode):
                     optional=True,
                     tooltip="auto: fast where there is a GPU that can, else exact. fast: fewer, larger operations; the "
                     "video differs by rounding only. exact: the model's own operations, to compare with. fp8: "
-                    "arithmetic in eight bits too, for NVIDIA's Ada, Hopper and later; the fastest, slightly another video.",
+                    "arithmetic in eight bits too, for NVIDIA's Ada, Hopper and later; the fastest, slightly another "
+                    "video.",
                 ),
             ],
             outputs=[
