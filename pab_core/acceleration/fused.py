@@ -28,6 +28,7 @@ class Rows:
 
 def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, fp8: bool = False) -> Tensor | Rows:
     """Layer norm without weights of x [B, T, S, D], then * (1 + scale) + shift, each [B, 1 or T, 1, D]."""
+    x = x.contiguous()
     shift, rows_each, stride = _table(shift, x)
     scale, _, scale_stride = _table(scale, x)
     assert stride == scale_stride

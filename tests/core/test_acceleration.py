@@ -70,6 +70,12 @@ def test_given_frames_are_modulated_apart():
     assert distance(denoise(pipe, BroadcastRun(table), True), denoise(pipe, FusedRun(table), True)) < 1e-5
 
 
+def test_a_single_frame():
+    pipe = random_pipe("stdit3", CONFIGS["stdit3"], num_frames=1, height=32, width=32, steps=3)
+    table = pipe.schedule("pab222")
+    assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, FusedRun(table))) < 1e-5
+
+
 def test_updates_are_kept_in_eight_bits_as_the_store_does():
     pipe = tiny("stdit3")
     table = pipe.schedule("pab222")
