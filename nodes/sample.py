@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from pab_core import PabError
 from pab_core.broadcast import ScheduleTable
 from pab_core.pipeline import check_guidance, clip_size
 from pab_core.text import TextEmbedding
@@ -117,17 +116,6 @@ class SampleVideo(io.ComfyNode):
         if not table.scores:
             peak = peak_of(pipeline, table, texts[0], guidance=scale, mode=model.mode, kept=policy.kept, **size)  # pyright: ignore[reportArgumentType]
             working = peak.working
-        if workers is not None:
-            if plan is not None and (plan.given.has_frames or parts > 1):
-                raise PabError(
-                    "A pool of workers makes single clips from a prompt: leave Image/Video Condition (PAB) or the "
-                    "workers out."
-                )
-            latent, measured = sample_on(
-                workers, model, texts[0], policy, cls.hidden.unique_id, working,
-                seed=seed, steps=steps or None, guidance=scale, kept=policy.kept, **size,
-            )  # fmt: skip
-            return io.NodeOutput(to_latent([latent], num_frames, plan), ui={"pab_measured": [measured]})
         latents: list[torch.Tensor] = []
         clips: list[torch.Tensor] = []  # decoded: those that a later clip of a chain goes on from
         seconds, kept_bytes, taken = 0.0, 0, table
@@ -140,24 +128,32 @@ class SampleVideo(io.ComfyNode):
                 if plan.given.has_frames or parts > 1:
                     model.bring("vae", vae_bytes(model, **size))
                 noise, mask = apply_given(noise, plan.frames_for(plan.segments[part], pipeline.encode, clips))
-            model.bring("transformer", working)
-            run = pipeline.new_run(table, policy.kept)
-            start = time.perf_counter()
-            made = pipeline.denoise(
-                noise,
-                texts[part],
-                table,
-                steps=steps or None,
-                guidance=scale,
-                cond_mask=mask,
-                seed=own_seed,
-                run=run,
-                progress=host.progress(pipeline, part, parts),
-                **size,
-            )
-            latents.append(made.to(host.result_device()))  # waits for a GPU
-            seconds += time.perf_counter() - start
-            kept_bytes, taken = max(kept_bytes, run.peak_bytes), run.taken
+            if workers is not None:
+                made, taken, took = sample_on(
+                    workers, model, texts[part], noise, mask, policy, cls.hidden.unique_id, working,
+                    seed=own_seed, steps=steps or None, guidance=scale, kept=policy.kept, **size,
+                )  # fmt: skip
+                latents.append(made)
+                seconds += took
+            else:
+                model.bring("transformer", working)
+                run = pipeline.new_run(table, policy.kept)
+                start = time.perf_counter()
+                made = pipeline.denoise(
+                    noise,
+                    texts[part],
+                    table,
+                    steps=steps or None,
+                    guidance=scale,
+                    cond_mask=mask,
+                    seed=own_seed,
+                    run=run,
+                    progress=host.progress(pipeline, part, parts),
+                    **size,
+                )
+                latents.append(made.to(host.result_device()))  # waits for a GPU
+                seconds += time.perf_counter() - start
+                kept_bytes, taken = max(kept_bytes, run.peak_bytes), run.taken
             if parts > 1:
                 model.bring("vae", vae_bytes(model, **size))
                 clips.append(pipeline.decode(latents[-1], num_frames, progress=lambda _: host.check_cancelled()))
@@ -169,19 +165,22 @@ def sample_on(
     workers: Workers,
     model: LoadedModel,
     text: TextEmbedding,
+    noise: torch.Tensor,
+    mask: torch.Tensor | None,
     policy: AnyChoice,
     node_id: str,
     working: int,
     **settings: Any,
-) -> tuple[torch.Tensor, dict[str, Any]]:
-    """The denoise loop of a clip on a pool -> its latents, and what was measured."""
+) -> tuple[torch.Tensor, ScheduleTable, float]:
+    """The denoise loop of a clip on a pool -> its latents, the schedule as it was followed, and the seconds."""
     from pab_core.parallel.pool.job import policy_to_plain, text_to_tensors  # with pydantic
 
     job = {"task": "denoise", "policy": policy_to_plain(policy.for_model(model.pipeline.spec)), "previews": True}
-    made = workers.run(model, {**job, **settings}, text_to_tensors(text), host.pool_progress(), node_id, working)
+    tensors = {**text_to_tensors(text), "noise": noise.cpu(), **({} if mask is None else {"cond_mask": mask.cpu()})}
+    made = workers.run(model, {**job, **settings}, tensors, host.pool_progress(), node_id, working)
     assert made.latents is not None
     assert made.table is not None
-    return made.latents, measured_of(made.table, made.seconds["denoise"])
+    return made.latents, made.table, made.seconds["denoise"]
 
 
 def measured_of(taken: ScheduleTable, seconds: float, parts: int = 1, kept_bytes: int = 0) -> dict[str, Any]:

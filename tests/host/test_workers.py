@@ -172,8 +172,15 @@ def test_a_pool_that_cannot_be_is_told_in_words(
 def test_what_a_pool_cannot_make_is_told_in_words(server: ComfyServer, short: Prompt) -> None:
     graph = on_pool(short, devices="cpu*3", method="cfg")
     assert "cannot be halved" in refused(server, graph, "PABSampler", seed=5)
-    graph = on_pool(with_node(short, "PABGiven", edit=0.0, loop=False, total_frames=51))
-    assert "single clips from a prompt" in refused(server, graph, "PABSampler", given=["PABGiven", 0], frames=34)
+
+
+def test_a_pool_goes_on_from_given_frames(server: ComfyServer, short: Prompt) -> None:
+    graph = with_node(short, "PABGiven", edit=0.0, loop=False, total_frames=51)
+    change(graph, "PABSampler", given=["PABGiven", 0], frames=34)
+    _, alone = run_frames(server, graph)
+    assert len(alone) == 51
+    _, together = run_frames(server, on_pool(graph))
+    assert_close(alone, together)
 
 
 def test_the_pool_in_the_background_serves_the_nodes(server: ComfyServer, short: Prompt) -> None:

@@ -43,20 +43,25 @@ def make_video(pipe: Pipeline, job: Job, tensors: Mapping[str, Tensor], progress
 
 
 def make_latents(pipe: Pipeline, job: Job, tensors: Mapping[str, Tensor], progress: ProgressCallback) -> Result:
-    """The denoise loop alone, from an embedding that came along, or from the prompt."""
+    """The denoise loop alone, from an embedding that came along, or from the prompt.
+
+    What came along as "noise" is begun with, and "cond_mask" says which of its frames are given; see Pipeline.denoise.
+    """
     start = time.perf_counter()
     assert job.seed is not None
     size: dict[str, Any] = {"num_frames": job.num_frames, "height": job.height, "width": job.width}
     text = text_of(tensors) or pipe.encode_prompt(job.prompt, job.negative, job.prompt_scores())
     table = pipe.schedule(policy_from_plain(job.policy), steps=job.steps, **size)
     run = pipe.new_run(table, job.kept)
+    noise = tensors.get("noise")
     latents = pipe.denoise(
-        pipe.prepare_latents(job.seed, **size),
+        pipe.prepare_latents(job.seed, **size) if noise is None else noise,
         text,
         table,
         steps=job.steps,
         guidance=job.guidance,
         fps=job.fps,
+        cond_mask=tensors.get("cond_mask"),
         seed=job.seed,
         run=run,
         progress=progress,
