@@ -98,7 +98,7 @@ def speed(
         check_speeds(wanted)
         with progress() as show:
             show("load", 0, 0)
-            pipe = pipe_or_random(model, target, speed=wanted[0])
+            pipe = pipe_or_random(model, target, speed=wanted[0] if len(wanted) == 1 else "exact")
             report = measure_speed(
                 pipe,
                 names,

@@ -74,7 +74,7 @@ SpeedOption = Annotated[
     typer.Option(
         "--speed",
         metavar="auto|exact|fast|fp8",
-        help="exact: as published; fast: fused kernels (GPU) or oneDNN (CPU); fp8: eight bits, too.",
+        help="exact: as published; fast: fused kernels (GPU) or bfloat16 (CPU); fp8: eight bits, too.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .acceleration.choice import Speed, choose_speed, make_run
+from .acceleration.choice import Speed, choose_speed, make_run, transformer_dtype
 from .acceleration.fp8_products import use_fp8_products
 from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable, find_policy, resolve, steps_of
 from .broadcast.cache import make_store
@@ -145,7 +145,8 @@ class Pipeline:
         # Small files first: what does not fit together is told before gigabytes are read.
         text_encoder = load_text_encoder(found, dtype, device, cache)
         vae, preview_matrix = load_vae(found, dtype, device)
-        transformer = load_transformer(found, dtype, device, "fp8" if chosen == "fp8" else storage)
+        own = transformer_dtype(chosen, device, dtype)
+        transformer = load_transformer(found, own, device, "fp8" if chosen == "fp8" else storage)
         if chosen == "fp8":
             use_fp8_products(transformer)
         notes = (note,) if note else ()

@@ -22,7 +22,7 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
     Raises:
         PabError: there is no such name.
     """
-    from . import fp8_products, onednn_products, run
+    from . import cpu, fp8_products, run
 
     if wanted not in SPEEDS:
         raise PabError(f"There is no speed named '{wanted}': choose {', '.join(SPEEDS[:-1])} or {SPEEDS[-1]}.")
@@ -30,7 +30,7 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
         return "exact", ""
     if wanted == "auto":
         return ("fast" if device.type == "cuda" and run.why_not(device) is None else "exact"), ""
-    reason = onednn_products.why_not() if device.type == "cpu" else run.why_not(device)
+    reason = cpu.why_not() if device.type == "cpu" else run.why_not(device)
     if reason is not None:
         return "exact", f"{reason} The model runs as it is, which is slower."
     if wanted == "fp8":
@@ -40,14 +40,15 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
     return wanted, ""  # pyright: ignore[reportReturnType]
 
 
+def transformer_dtype(speed: Speed, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The precision of the transformer of a model in `dtype`, at a speed that `choose_speed` gave for the device."""
+    return torch.bfloat16 if speed == "fast" and device.type == "cpu" else dtype
+
+
 def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:
     """The state of one run at a speed that `choose_speed` gave for the device."""
-    if speed == "exact":
+    if speed == "exact" or device.type == "cpu":
         return BroadcastRun(table, store)
-    if device.type == "cpu":
-        from .onednn_products import OneDnnRun
-
-        return OneDnnRun(table, store)
     from .run import FusedRun
 
     return FusedRun(table, store)

@@ -1,5 +1,6 @@
 """How much faster a policy is, and how near its video stays: `off` and policies take turns in one process."""
 
+import copy
 import math
 import statistics
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..acceleration.choice import Speed
+from ..acceleration.choice import Speed, transformer_dtype
 from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
 from ..pipeline import Pipeline, clip_size
@@ -105,7 +106,7 @@ def measure_speed(
     """
     check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
-    pipes = [pipe] if speeds is None else [replace(pipe, speed=speed) for speed in speeds]
+    pipes = [pipe] if speeds is None else [at_speed(pipe, speed) for speed in speeds]
     cases = [(one, policy) for one in pipes for policy in ("off", *policies)]
     tables = [one.schedule(policy, steps=steps, **size) for one, policy in cases]
     once = random_text(pipe, text_tokens) if pipe.text_encoder is None else pipe.encode_prompt(prompt)
@@ -165,6 +166,14 @@ def measure_speed(
     settings |= {"text_tokens": text.tokens.shape[1]}
     weights = "trained" if pipe.spec.trained else "random"
     return SpeedReport(pipe.spec.name, weights, describe_machine(str(pipe.device)), settings, rows)
+
+
+def at_speed(pipe: Pipeline, speed: Speed) -> Pipeline:
+    """The same model, loaded as exact, at another speed; shares what it can. Not for fp8, which has other weights."""
+    before = next(pipe.transformer.parameters()).dtype
+    dtype = transformer_dtype(speed, pipe.device, before)
+    model = pipe.transformer if dtype == before else copy.deepcopy(pipe.transformer).to(dtype)
+    return replace(pipe, speed=speed, transformer=model)
 
 
 def check_rounds(repeat: int) -> int:

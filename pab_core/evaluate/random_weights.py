@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..acceleration.choice import choose_speed
+from ..acceleration.choice import choose_speed, transformer_dtype
 from ..acceleration.fp8_products import use_fp8_products
 from ..checkpoints import SAMPLERS, default_dtype
 from ..models.fp8 import Fp8Linear, Quantiser, large_linears, replace_linears
@@ -29,12 +29,14 @@ def random_pipe(
     spec = model_spec(model)
     architecture = ARCHITECTURES[spec.family]
     config = architecture.read_config({}) if config is None else config
-    dtype = default_dtype(spec, device)
-    chosen, note = choose_speed(speed, device, dtype)
+    chosen, note = choose_speed(speed, device, default_dtype(spec, device))
+    dtype = transformer_dtype(chosen, device, default_dtype(spec, device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with device:
-            module = architecture.build(config).to(dtype).eval().requires_grad_(False)
+            module = (
+                architecture.build(config).to(transformer_dtype(chosen, device, dtype)).eval().requires_grad_(False)
+            )
         for name, parameter in module.named_parameters():
             if name != "rope.freqs":
                 parameter.normal_(std=_SPREAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from tiny_families import LATTE, PLAN, random_pipe
 from torch import Tensor
 
-from pab_core.acceleration import onednn_products
-from pab_core.acceleration.choice import SPEEDS, choose_speed, make_run
+from pab_core.acceleration import cpu
+from pab_core.acceleration.choice import SPEEDS, choose_speed
 from pab_core.acceleration.run import FusedRun
 from pab_core.broadcast import BroadcastRun
 from pab_core.broadcast.cache import make_store
 from pab_core.errors import PabError
+from pab_core.evaluate.bench import at_speed
 from pab_core.pipeline import Pipeline
 from pab_core.text import TextEmbedding
 
@@ -99,19 +101,28 @@ def test_what_a_machine_cannot_do_is_left_out_and_said():
     assert choose_speed("auto", cpu, torch.float32) == ("exact", "")
     chosen, note = choose_speed("fp8", cpu, torch.float32)
     assert chosen in ("exact", "fast")
-    assert "eight bits" in note or "AVX-512" in note or "products" in note
+    assert "eight bits" in note or "AVX-512" in note
     with pytest.raises(PabError, match="no speed named 'warp'"):
         choose_speed("warp", cpu, torch.float32)
     assert "fast" in SPEEDS
 
 
-def test_products_by_onednn_are_near_and_leave_nothing(monkeypatch: pytest.MonkeyPatch):
-    pipe = tiny("stdit3")
-    table = pipe.schedule("pab222")
-    before = torch.backends.mkldnn.matmul.fp32_precision  # pyright: ignore[reportAttributeAccessIssue]
-    run = make_run("fast", torch.device("cpu"), table, make_store())
-    assert isinstance(run, onednn_products.OneDnnRun)
-    assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, run)) < 0.1
-    assert torch.backends.mkldnn.matmul.fp32_precision == before  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(onednn_products, "why_not", lambda: "This processor is old.")
-    assert choose_speed("fast", torch.device("cpu"), torch.float32)[0] == "exact"
+def test_on_a_cpu_fast_means_bfloat16_in_the_transformer(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "why_not", lambda: None)
+    exact, fast = (Pipeline.load(folder, device="cpu", speed=speed) for speed in ("exact", "fast"))
+    assert (exact.speed, fast.speed) == ("exact", "fast")
+    assert next(fast.transformer.parameters()).dtype == torch.bfloat16
+    assert fast.vae is not None
+    assert next(fast.vae.parameters()).dtype == torch.float32
+    made = [
+        pipe.denoise(pipe.prepare_latents(1), pipe.encode_prompt("a ball"), pipe.schedule("pab246"))
+        for pipe in (exact, fast)
+    ]
+    assert 0 < distance(*made) < 0.1
+    turned = at_speed(exact, "fast")
+    assert next(turned.transformer.parameters()).dtype == torch.bfloat16
+    assert next(exact.transformer.parameters()).dtype == torch.float32
+    monkeypatch.setattr(cpu, "why_not", lambda: "This processor is old.")
+    old = Pipeline.load(folder, device="cpu", speed="fast")
+    assert old.speed == "exact"
+    assert old.notes == ("This processor is old. The model runs as it is, which is slower.",)
