@@ -185,8 +185,10 @@ class LoadVideoModel(io.ComfyNode):
         # With the workers it is their device that decides what the speed becomes, and the precision, too.
         given |= {"model": source, "text_encoder": encoder, "spare_tokenizer": host.t5_tokenizer()}
         given |= {"storage": storage, "speed": speed}
+        # On a CPU, fast is a matter of the weights' precision; a GPU's ways to compute are chosen below.
+        own = chosen if chosen == "fast" and device.type == "cpu" else "exact"
         pipeline = Pipeline.from_checkpoint(
-            found, device=wait, dtype=dtype, storage="fp8" if chosen == "fp8" else storage, speed="exact"
+            found, device=wait, dtype=dtype, storage="fp8" if chosen == "fp8" else storage, speed=own
         )
         if chosen == "fp8":
             multiply_in_eight_bits(pipeline.transformer, device, wait)
