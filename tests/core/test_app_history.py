@@ -222,3 +222,10 @@ def test_what_is_measured_of_two_videos():
     assert same["ssim"] == pytest.approx(1)
     tiny = compare_frames(a[:, :8, :8], b[:, :8, :8])
     assert "ssim" not in tiny  # smaller than its window
+
+
+def test_the_packages_workflow_is_the_templates():
+    """A copy, for what is installed without the repository; an editable install may put nothing else in its place."""
+    root = Path(__file__).parents[2]
+    name = "workflows/pab_text_to_video.json"
+    assert (root / "pab_core" / name).read_bytes() == (root / name).read_bytes()

@@ -319,6 +319,9 @@ def main() -> None:
         build(graph)
         text = json.dumps(graph.to_json(name), indent=2, ensure_ascii=False)
         (REPOSITORY / "workflows" / f"{name}.json").write_text(text + "\n", encoding="utf-8", newline="\n")
+        if name == "pab_text_to_video":  # the studio shares videos as this one
+            own = REPOSITORY / "pab_core" / "workflows" / f"{name}.json"
+            own.write_text(text + "\n", encoding="utf-8", newline="\n")
         print(name)
     names = json.dumps(english(info), indent=2, ensure_ascii=False)
     (REPOSITORY / "locales" / "en" / "nodeDefs.json").write_text(names + "\n", encoding="utf-8", newline="\n")
