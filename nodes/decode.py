@@ -17,7 +17,6 @@ class DecodeVideo(io.ComfyNode):
         return host.schema(
             node_id="PABDecode",
             display_name="Video Decode (PAB)",
-            category=host.CATEGORY,
             description="Decodes the latents of Video Sampler (PAB) to images and a video of the model's own speed.",
             search_aliases=["vae decode video", "latent to video", "pab"],
             inputs=[

@@ -17,7 +17,6 @@ class ConditionOnFrames(io.ComfyNode):
         return host.schema(
             node_id="PABGiven",
             display_name="Image/Video Condition (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Lets the video start from a picture, end at one, go on from the end of a clip, change a clip, or run "
                 "in a circle. For Open-Sora and the demo model; Latte and Open-Sora-Plan were made for text alone. "

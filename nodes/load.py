@@ -39,7 +39,6 @@ class DownloadVideoModel(io.ComfyNode):
         return host.schema(
             node_id="PABDownload",
             display_name="Download Video DiT (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Downloads a released model from the Hugging Face Hub to models/pab: transformer, VAE, T5 text encoder "
                 "and tokenizer, some 20 to 30 GB. Goes on where it was interrupted, checks every file, and does "
@@ -79,7 +78,6 @@ class LoadVideoModel(io.ComfyNode):
         return host.schema(
             node_id="PABLoadModel",
             display_name="Load Video DiT (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Loads a text-to-video diffusion transformer with its text encoder and VAE, for use with Pyramid "
                 "Attention Broadcast. 'demo' is a small trained model that comes with these nodes and runs on any CPU; "
@@ -95,34 +93,30 @@ class LoadVideoModel(io.ComfyNode):
                     tooltip="Those named demo come with these nodes; the others are the checkpoint folders in "
                     "models/pab. Not looked at where a checkpoint is connected.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
+                    PRECISIONS,
                     optional=True,
                     tooltip="Of weights and arithmetic. auto: full on the CPU, bfloat16 on a GPU.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "weights",
-                    options=list(WEIGHTS),
-                    default="full",
+                    WEIGHTS,
                     optional=True,
                     tooltip="fp8 keeps the transformer's large weights in eight bits: half the memory, slightly "
                     "another video.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "offload",
-                    options=list(OFFLOADS),
-                    default="off",
+                    OFFLOADS,
                     optional=True,
                     tooltip="For little GPU memory; the video stays the same. off: ComfyUI moves the model as it moves "
                     "others. parts: text encoder, transformer and VAE are on the GPU one at a time. blocks: only two "
                     "blocks at a time; slower.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "text_encoder",
-                    options=[OWN_T5, *host.t5_files()],
-                    default=OWN_T5,
+                    [OWN_T5, *host.t5_files()],
                     optional=True,
                     tooltip="A T5 v1.1 XXL of ComfyUI's own text_encoders folder to take instead, such as "
                     "t5xxl_fp8_e4m3fn.safetensors; saves a download of 19 GB.",
@@ -130,10 +124,9 @@ class LoadVideoModel(io.ComfyNode):
                 CheckpointType.Input(
                     "checkpoint", optional=True, tooltip="From Download Video DiT (PAB), in place of the model above."
                 ),
-                io.Combo.Input(
+                host.choice(
                     "speed",
-                    options=list(SPEEDS),
-                    default="auto",
+                    SPEEDS,
                     optional=True,
                     tooltip="auto: fast where there is a GPU that can, else exact. fast: fewer, larger operations; the "
                     "video differs by rounding only. exact: the model's own operations, to compare with. fp8: "
@@ -146,6 +139,11 @@ class LoadVideoModel(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+
+    @classmethod
+    def validate_inputs(cls, model: str | None, text_encoder: str | None = OWN_T5) -> bool:
+        """A host that checks them would list what there is; `execute` says what to do about what there is not."""
+        return True
 
     @classmethod
     def execute(

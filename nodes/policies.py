@@ -7,19 +7,9 @@ from pab_core import PabError
 from . import host
 from .broadcast import POLICIES
 from .host import io
-from .types import KEPT, AnyChoice, ChosenPolicy, LoadedModel, ModelType, PolicyType, check_name
+from .types import AnyChoice, ChosenPolicy, LoadedModel, ModelType, PolicyType, check_name, kept_input
 
 OTHERS = [name for name in POLICIES if name != "off" and not name.startswith("pab")]
-
-
-def kept_input():
-    return io.Combo.Input(
-        "kept",
-        options=list(KEPT),
-        default="plain",
-        tooltip="Where results wait for their reuse. plain: as they are, on the GPU. fp8: there in eight bits. host: "
-        "in the computer's own memory.",
-    )
 
 
 class OtherPolicy(io.ComfyNode):
@@ -28,7 +18,6 @@ class OtherPolicy(io.ComfyNode):
         return host.schema(
             node_id="PABPolicy",
             display_name="Other Policy (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Other ways to make a video faster, to compare with Pyramid Attention Broadcast: T-GATE, delta-DiT, "
                 "TeaCache, plainly fewer steps, and what a calibration of the model has chosen."
@@ -65,7 +54,6 @@ class LoadSchedule(io.ComfyNode):
         return host.schema(
             node_id="PABLoadSchedule",
             display_name="Load Schedule (PAB)",
-            category=host.CATEGORY,
             description=(
                 "A schedule from a file: written by hand, by Save Schedule (PAB) or by pab calibrate. Files lie in "
                 "models/pab/schedules or output/pab_schedules."
@@ -83,6 +71,11 @@ class LoadSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, schedule: str | None) -> bool:
+        """As with models: `execute` says what to do about one that is not there."""
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, schedule: str, **_: object):
         path = host.schedule_path(schedule)
         return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
@@ -93,7 +86,10 @@ class LoadSchedule(io.ComfyNode):
 
         path = host.schedule_path(schedule)
         if path is None:
-            raise PabError(f"The schedule '{schedule}' is no longer in models/pab/schedules or output/pab_schedules.")
+            raise PabError(
+                f"The schedule '{schedule}' is not in models/pab/schedules or output/pab_schedules: put it there, "
+                "choose another, or make one with Save Schedule (PAB)."
+            )
         return io.NodeOutput(ChosenPolicy(load_schedule(path), kept))
 
 
@@ -103,7 +99,6 @@ class SaveSchedule(io.ComfyNode):
         return host.schema(
             node_id="PABSaveSchedule",
             display_name="Save Schedule (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Writes a policy, as it is for a model, as a JSON file that people can read, edit and pass on. Load "
                 "Schedule (PAB) and the command line's --policy read it."

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pab_core.broadcast import ScheduleTable
-from pab_core.pipeline import check_guidance, clip_size
+from pab_core.settings import check_guidance, clip_size
 from pab_core.text import TextEmbedding
 
 from . import host
@@ -37,7 +37,6 @@ class SampleVideo(io.ComfyNode):
         return host.schema(
             node_id="PABSampler",
             display_name="Video Sampler (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Denoises a video from a prompt with the sampler of its model and classifier-free guidance, reusing "
                 "attention as the Pyramid Attention Broadcast policy says. Shows a preview on every step."

@@ -18,7 +18,6 @@ class SaveVideo(io.ComfyNode):
         return host.schema(
             node_id="PABSaveVideo",
             display_name="Save Video (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Saves an H.264 mp4 of a quality that you choose, with its workflow inside: dropped on ComfyUI's page, "
                 "the file opens the graph that made it."

@@ -39,7 +39,7 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
     from pab_core.evaluate.flops import PAPER, predicted_saving
     from pab_core.evaluate.peak import predicted_peak
     from pab_core.models.registry import MODELS
-    from pab_core.pipeline import clip_size, schedule_for
+    from pab_core.settings import clip_size, schedule_for
 
     name = str(given.get("model") or "demo")
     source = host.checkpoint_folders().get(name, name)

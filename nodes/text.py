@@ -18,7 +18,6 @@ class EncodeText(io.ComfyNode):
         return host.schema(
             node_id="PABTextEncode",
             display_name="Text Encode (PAB)",
-            category=host.CATEGORY,
             description="Turns a prompt into conditioning with the T5 text encoder of a video model.",
             search_aliases=["prompt", "clip text encode", "t5", "pab"],
             inputs=[
@@ -59,10 +58,9 @@ class EncodeText(io.ComfyNode):
                     optional=True,
                     tooltip="How much is to move, for Open-Sora: 5 is calm, much more tends to blur; 0: not said.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "camera",
-                    options=list(CAMERAS),
-                    default=CAMERAS[0],
+                    CAMERAS,
                     optional=True,
                     tooltip="How the camera is to move, for Open-Sora; any: not said.",
                 ),

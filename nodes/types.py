@@ -120,6 +120,17 @@ class BroadcastSettings:
         return customise(base, spec.family, spec.depth, **changes, mlp=mlp, window=window)
 
 
+def kept_input(**fields: Any) -> Any:
+    """Where updates wait: an input of all nodes that make a policy."""
+    return host.choice(
+        "kept",
+        KEPT,
+        tooltip="Where results wait for their reuse. plain: as they are, on the GPU. fp8: there in eight bits, a "
+        "quarter to half of the memory. host: in the computer's own memory, which frees the GPU's.",
+        **fields,
+    )
+
+
 def one_of(what: str, value: str, known: Iterable[str]) -> str:
     """PabError unless a choice is one of those offered: not every ComfyUI checks what comes over HTTP."""
     if value not in known:

@@ -29,6 +29,7 @@ _DOING = {
     "load": "The workers load the model ...",
     "measure": "The workers time a few steps, to choose how to share the video ...",
 }
+_DONE = {"load": "The workers have the model.", "measure": "The workers have chosen how to share the video."}
 
 
 class Workers:
@@ -102,8 +103,8 @@ class Workers:
                 host.check_cancelled()
                 with suppress(Empty):
                     event = events.get(timeout=_LOOK)
-                    if event.stage in _DOING and event.stage != stage:
-                        host.say(_DOING[event.stage], node_id)
+                    if event.stage != stage and (said := _DOING.get(event.stage) or _DONE.get(stage)):
+                        host.say(said, node_id)
                     stage = event.stage
                     if stage not in _DOING:
                         show(event)
@@ -160,7 +161,6 @@ class WorkerPoolNode(io.ComfyNode):
         return host.schema(
             node_id="PABWorkers",
             display_name="Worker Pool (PAB)",
-            category=host.CATEGORY,
             description=(
                 "Several GPUs for one video: a process on each, which keeps the model loaded and makes its part of "
                 "every step. Connect it to Video Sampler (PAB), and to Video Decode (PAB) if you like."
@@ -173,10 +173,9 @@ class WorkerPoolNode(io.ComfyNode):
                     tooltip="auto: all GPUs, else the CPU; 0,1: these GPUs; cpu*2: two processes on the CPU, to try "
                     "it out.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "method",
-                    options=list(CHOICES),
-                    default="auto",
+                    CHOICES,
                     tooltip="How the devices share a video. auto: times a few steps and takes the fastest, be it one "
                     "device alone. dsp: PAB's own; ulysses and megatron: others to compare with; cfg: one half of the "
                     "guidance each, and cfg+... both.",
@@ -190,10 +189,9 @@ class WorkerPoolNode(io.ComfyNode):
                     tooltip="Minutes without work after which the processes end and free all memory; the next run "
                     "starts them again. 0: never.",
                 ),
-                io.Combo.Input(
+                host.choice(
                     "pool",
-                    options=list(POOLS),
-                    default="own",
+                    POOLS,
                     optional=True,
                     tooltip="own: processes of this ComfyUI, which end with it. background: those that `pab workers "
                     "start` has started, on this machine or a Ray cluster; they have their devices, method and idle "

@@ -128,10 +128,12 @@ def generate(
         from .acceleration.choice import choose_speed
         from .broadcast.cache import make_store
         from .checkpoints import default_dtype, find_model
+        from .devices import check_device
         from .offload import check_mode
         from .offload import offload as lend
-        from .pipeline import Pipeline, check_device, check_guidance, check_seed, schedule_for
+        from .pipeline import Pipeline
         from .prompt_cleaning import clean_prompt
+        from .settings import check_guidance, check_seed, schedule_for
         from .tasks import Given
         from .video_io import check_output
 
@@ -250,7 +252,7 @@ def schedule(
     with answered():
         from .broadcast.picture import ASCII, Marks, draw_schedule
         from .checkpoints import known_model
-        from .pipeline import clip_size, schedule_for
+        from .settings import clip_size, schedule_for
 
         spec, walk = known_model(model)
         walk = sampler_of(spec, walk, sampler)

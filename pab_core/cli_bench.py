@@ -22,6 +22,7 @@ from .cli_options import (
 )
 from .cli_quality import ablation, quality, ranges, scores
 from .cli_rivals import rivals
+from .cli_scaling import scaling
 from .cli_timing import breakdown, check_speeds, differences, pipe_or_random, sizes, spec_or_known
 from .cli_vbench import vbench
 from .terminal import answered, progress, shares
@@ -36,6 +37,7 @@ bench.command(name="breakdown")(breakdown)
 bench.command(name="sizes")(sizes)
 bench.command(name="rivals")(rivals)
 bench.command(name="comm")(comm)
+bench.command(name="scaling")(scaling)
 bench.command(name="vbench")(vbench)
 
 
@@ -82,8 +84,9 @@ def speed(
     """
     with answered():
         from .broadcast import preset_names
+        from .devices import check_device
         from .evaluate.bench import check_rounds, measure_speed
-        from .pipeline import check_device, check_seed, schedule_for
+        from .settings import check_seed, schedule_for
 
         spec = spec_or_known(model)
         # Fewer steps are the honest rival of any reuse.
@@ -145,8 +148,10 @@ def memory(
     """Measure the denoising's peak memory: weights whole or offloaded, reused results on the device or off it."""
     with answered():
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.memory import describe_memory, measure_memory, usual_cases
-        from .pipeline import Pipeline, check_device, schedule_for
+        from .pipeline import Pipeline
+        from .settings import schedule_for
 
         spec = find_model(model).spec
         clip = {"num_frames": frames_of(frames), **size_of(size)}

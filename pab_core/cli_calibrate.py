@@ -12,7 +12,7 @@ from .cli_measuring import (
     BatchOption,
     PromptsOption,
     SecondsOption,
-    clips_of,
+    clips_apart,
     count_of,
     prompts_of,
     resumable,
@@ -43,7 +43,8 @@ def calibrate(
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option(metavar="NAME", help="Makes it the policy calibrated-NAME, beside others of the model.")
+        str,
+        typer.Option("--name", metavar="NAME", help="Makes it the policy calibrated-NAME, beside others of the model."),
     ] = "",
     clips: Annotated[str, typer.Option(metavar="N", help="Prompts to calibrate on.")] = "8",
     prompts: PromptsOption = None,
@@ -79,8 +80,10 @@ def calibrate(
     with answered():
         from .broadcast.calibrated import coefficients_path, own_path
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.calibration import Aim, Search
-        from .pipeline import Pipeline, check_device, schedule_for
+        from .pipeline import Pipeline
+        from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()
@@ -96,7 +99,7 @@ def calibrate(
         check_target(target, force)
         folder = target.with_name(f"{target.stem}.calibration") if work is None else work.expanduser()
         texts = prompts_of(spec, prompts, count_of(clips, "clips"), draw=CALIBRATION)
-        chosen = [clip for i, text in enumerate(texts) for clip in clips_of([text], [10_000 + i])]
+        chosen = clips_apart(texts)
         limit = seconds_of(seconds)
         computes_on = check_device(device)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import PabError
+from .evaluate.prompts import PROMPTS
 
 if TYPE_CHECKING:
     from .evaluate.generation import Clip
@@ -43,25 +44,6 @@ PolicyListOption = Annotated[
     list[str] | None, typer.Option("--policy", "-p", help="May be repeated; default: all there are.")
 ]
 
-# For models that know more than the demo models do.
-PROMPTS = (
-    "A fishing boat rocks gently at a wooden pier while fog lifts from the lake",
-    "A baker dusts flour over a round loaf, close up, warm morning light",
-    "Waves break against black rocks below a white lighthouse at dusk",
-    "A grey cat stretches on a window sill as rain runs down the glass",
-    "An old tram climbs a steep street between pastel houses",
-    "A field of sunflowers sways in the wind under heavy clouds, slow pan to the right",
-    "A glass marble rolls down a spiral of polished wood",
-    "Lanterns float up over a river at night, seen from a bridge",
-    "A potter shapes a bowl on a spinning wheel, hands covered in clay",
-    "A red fox trots across fresh snow at the edge of a forest",
-    "Steam rises from a street kitchen in a crowded night market",
-    "A hot-air balloon drifts over terraced rice fields at sunrise",
-    "A child blows soap bubbles in a garden, backlit by the sun",
-    "A goods train crosses a stone viaduct over a green valley, aerial view",
-    "Ink spreads in a tank of clear water, macro shot",
-    "A horse gallops along a beach and spray flies from its hooves",
-)
 CALIBRATION, MEASUREMENT = 11, 12  # which of the demo models' prompts; no prompt is in both
 _MOST = 10_000
 
@@ -147,6 +129,13 @@ def clips_of(prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
     from .evaluate.generation import Clip
 
     return [Clip(prompt, seed) for prompt in prompts for seed in seeds]
+
+
+def clips_apart(prompts: Sequence[str]) -> list[Clip]:
+    """Every prompt once, with seeds that no comparison has."""
+    from .evaluate.generation import Clip
+
+    return [Clip(prompt, 10_000 + i) for i, prompt in enumerate(prompts)]
 
 
 def lpips_of(path: Path | None, without: bool, device: Any) -> Lpips | None:

@@ -68,9 +68,11 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
         started = time.monotonic()
         with answered():
             from .checkpoints import find_model
+            from .devices import check_device
             from .evaluate.quality import draw_quality, measure_quality
             from .evaluate.results import write_report
-            from .pipeline import Pipeline, check_device, schedule_for
+            from .pipeline import Pipeline
+            from .settings import schedule_for
 
             found = find_model(model)
             found.check_complete()

@@ -16,6 +16,7 @@ from .cli_measuring import (
     RepeatOption,
     SecondsOption,
     TimedClipsOption,
+    clips_apart,
     clips_of,
     count_of,
     judge_of,
@@ -39,7 +40,7 @@ def rivals(
     ] = None,
     way: Annotated[
         list[str] | None,
-        typer.Option(metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: kind."),
+        typer.Option("--way", metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: kind."),
     ] = None,
     clips: Annotated[str, typer.Option(metavar="N", help="Prompts to compare on, each with every seed.")] = "64",
     seeds: Annotated[str, typer.Option(metavar="N", help="Seeds of each prompt.")] = "2",
@@ -62,11 +63,13 @@ def rivals(
     with answered():
         from .broadcast.presets import FAMILIES
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.quality import draw_quality
         from .evaluate.recording import draw_recording, record
         from .evaluate.results import write_report
         from .evaluate.rivals import compare_rivals
-        from .pipeline import Pipeline, check_device, schedule_for
+        from .pipeline import Pipeline
+        from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()
@@ -82,7 +85,7 @@ def rivals(
         else:
             every = prompts_of(spec, prompts, count + most)
             texts, own = every[:count], every[count:]
-        asked = [clip for i, text in enumerate(own) for clip in clips_of([text], [10_000 + i])]
+        asked = clips_apart(own)
         seen = clips_of(texts, range(1, count_of(seeds, "seeds") + 1))
         folder, computes_on, limit = output.expanduser(), check_device(device), seconds_of(seconds)
         timed, rounds = count_of(timed_clips, "clips"), count_of(repeat, "rounds")

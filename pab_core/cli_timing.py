@@ -12,6 +12,7 @@ from .cli_measuring import (
     PolicyListOption,
     PromptsOption,
     RepeatOption,
+    clips_apart,
     clips_of,
     count_of,
     prompts_of,
@@ -36,13 +37,14 @@ def differences(
     """Record how much each kind and block changes from step to step: the U-shape."""
     with answered():
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.recording import draw_recording, record
-        from .pipeline import Pipeline, check_device
+        from .pipeline import Pipeline
 
         found = find_model(model)
         found.check_complete()
         texts = prompts_of(found.spec, prompts, count_of(clips, "clips"), draw=CALIBRATION)
-        chosen = [clip for i, text in enumerate(texts) for clip in clips_of([text], [10_000 + i])]
+        chosen = clips_apart(texts)
         folder, computes_on = output.expanduser(), check_device(device)
         with resumable(folder), progress() as show:
             show("load", 0, 0)
@@ -62,8 +64,10 @@ def breakdown(
     """Time each part of a step: kinds of branches, embeddings, final layer, rest."""
     with answered():
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.breakdown import draw_breakdown, measure_breakdown
-        from .pipeline import Pipeline, check_device, schedule_for
+        from .pipeline import Pipeline
+        from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()
@@ -94,8 +98,8 @@ def sizes(
 ) -> None:
     """Time the denoising against length and size. A model by name that is not downloaded gets random weights."""
     with answered():
+        from .devices import check_device
         from .evaluate.latency import draw_latency, measure_latency, usual_sizes
-        from .pipeline import check_device
 
         computes_on, rounds = check_device(device), count_of(repeat, "rounds")
         folder, count = output.expanduser(), whole(steps)

@@ -28,8 +28,10 @@ def vbench(
     """Make VBench's videos, named as it expects, and run the package vbench on them where it is installed."""
     with answered():
         from .checkpoints import find_model
+        from .devices import check_device
         from .evaluate.vbench import HOW_TO_GET, find_info, is_installed, make_suite, read_suite, run_vbench
-        from .pipeline import Pipeline, check_device, schedule_for
+        from .pipeline import Pipeline
+        from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()

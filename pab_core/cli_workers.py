@@ -4,15 +4,12 @@ As in cli, what is slow to import is imported inside the commands.
 """
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .cli_options import STYLE, JsonOption
 from .terminal import answered
-
-if TYPE_CHECKING:
-    pass
 
 # For `pab generate`.
 DevicesOption = Annotated[

@@ -20,10 +20,11 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from torch import Tensor, nn
 
 from .acceleration.choice import choose_speed
+from .devices import check_device
 from .embedding_cache import CachedTextEncoder
 from .errors import PabError
 from .models.layers import Branch
-from .pipeline import Pipeline, check_device
+from .pipeline import Pipeline
 from .slots import Slot, side_stream
 from .text import TextEmbedding, TextEncoder
 

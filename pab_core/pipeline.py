@@ -1,10 +1,7 @@
 """Prompt -> text embedding -> denoise loop -> latents -> frames -> file: the stages, in order, and their one owner."""
 
 import secrets
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,62 +10,26 @@ from torch import Tensor
 
 from .acceleration.choice import Speed, choose_speed, make_run, transformer_dtype
 from .acceleration.fp8_products import use_fp8_products
-from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable, find_policy, resolve, steps_of
+from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable
 from .broadcast.cache import make_store
-from .checkpoints import (
-    SAMPLERS,
-    Checkpoint,
-    Sampler,
-    default_dtype,
-    find_model,
-    load_text_encoder,
-    load_transformer,
-    load_vae,
-)
+from .checkpoints import Checkpoint, Sampler, default_dtype, find_model, load_text_encoder, load_transformer, load_vae
 from .conditioning import apply_given
 from .denoising import DENOISERS, Task
+from .devices import check_device, free_bytes
 from .embedding_cache import CachedTextEncoder, EmbeddingCache
 from .errors import PabError
 from .models.registry import ModelSpec
 from .noise_sampling import NoiseSampler
+from .pixels import to_uint8
 from .prompt_scores import PromptScores
-from .sizes import is_named_size, size_warning
+from .results import Generation, Progress, ProgressCallback, metadata_of, part_of, timed
+from .settings import check_guidance, check_seed, check_table, clip_size, schedule_for
+from .sizes import size_warning
 from .tasks import Given, make_plan
 from .text import TextEmbedding
 
 if TYPE_CHECKING:  # diffusers takes a second to import, and not everything here decodes
     from .autoencoders import Tiling, VideoVAE
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One event of a run. `latents` is the model's present idea of the clean latents, for a preview."""
-
-    stage: str  # "denoise" or "decode"
-    done: int
-    total: int
-    latents: Tensor | None = None  # [1, C, T, h, w]
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished video and how it was made."""
-
-    frames: Tensor  # uint8 [T, H, W, 3]
-    fps: int
-    table: ScheduleTable
-    seconds: dict[str, float]  # by stage
-    metadata: dict[str, Any]  # prompt, seed and all settings
-    warnings: tuple[str, ...] = ()
-
-    def save(self, path: str | Path, *, force: bool = False) -> Path:
-        """Writes an H.264 mp4 that carries the metadata. PabError where the file exists already, unless `force`."""
-        from .video_io import write_mp4
-
-        return write_mp4(path, self.frames, self.fps, self.metadata, force=force)
 
 
 @dataclass
@@ -189,11 +150,10 @@ class Pipeline:
         self, seed: int, num_frames: int | None = None, height: int | None = None, width: int | None = None
     ) -> Tensor:
         """Start noise [1, C, T, h, w], float32, drawn on the CPU so that a seed means the same everywhere."""
-        num_frames, height, width = self._size(num_frames, height, width)
-        latent_frames = self.spec.latent_frames(num_frames)
+        num_frames, height, width = clip_size(self.spec, num_frames, height, width)
         shape = (height // self.spec.space_factor, width // self.spec.space_factor)
         generator = torch.Generator("cpu").manual_seed(check_seed(seed))
-        channels = self.transformer.config.in_channels
+        channels, latent_frames = self.transformer.config.in_channels, self.spec.latent_frames(num_frames)
         return torch.randn(1, channels, latent_frames, *shape, generator=generator)
 
     def schedule(
@@ -243,18 +203,10 @@ class Pipeline:
         Raises:
             PabError: the table is for other steps or another size.
         """
-        num_frames, height, width = self._size(num_frames, height, width)
+        num_frames, height, width = clip_size(self.spec, num_frames, height, width)
         steps = table.sampler_steps or (self.spec.steps if steps is None else steps)
-        if isinstance(self.sampler, NoiseSampler):
-            expected = self.sampler.timesteps(steps).tolist()
-            if [float(t) for t in expected] != list(table.timesteps):
-                raise PabError(
-                    f"The schedule has {table.steps} calls of the model, and the sampler makes {len(expected)} in "
-                    f"{steps} steps: make the schedule with the same sampler and steps as the run."
-                )
+        check_table(table, self.sampler, steps)
         device = self.device
-        if fps is None:
-            fps = self.spec.image_fps if num_frames == 1 and self.spec.image_fps else self.spec.fps
         task = Task(
             latents.to(device, torch.float32),
             text.to(device),
@@ -264,7 +216,7 @@ class Pipeline:
             num_frames,
             height,
             width,
-            fps,
+            self.spec.fps_of(num_frames) if fps is None else fps,
             None if cond_mask is None else cond_mask.to(device),
             None if seed is None else torch.Generator("cpu").manual_seed(seed),
         )
@@ -301,10 +253,7 @@ class Pipeline:
         weight = next(vae.parameters())
         if tiling == "fit":
             height, width = (side * vae.spatial_factor for side in latents.shape[3:])
-            free = free_bytes(weight.device)
-            tiling = vae.authors_tiling
-            if free is not None:
-                tiling = choose_tiling(vae, num_frames, height, width, weight.dtype, free)
+            tiling = choose_tiling(vae, num_frames, height, width, weight.dtype, free_bytes(weight.device))
         video = vae.decode(latents.to(weight.device, weight.dtype), num_frames, on_batch, tiling)
         return to_uint8(video[0].permute(1, 2, 3, 0))
 
@@ -359,10 +308,11 @@ class Pipeline:
         Raises:
             PabError: a setting that the model cannot take. What `progress` raises (to cancel) passes through.
         """
-        num_frames, height, width = self._size(num_frames, height, width)
+        num_frames, height, width = clip_size(self.spec, num_frames, height, width)
         size = {"num_frames": num_frames, "height": height, "width": width}
         guidance = check_guidance(self.spec.guidance if guidance is None else guidance)
         seed = secrets.randbelow(2**32) if seed is None else check_seed(seed)
+        settings: dict[str, Any] = {"steps": steps, "guidance": guidance, **size}
         table = self.schedule(policy, steps=steps, **size)
         plan = make_plan(self.spec, prompt, given or Given(), total_frames=total_frames, **size)
         seconds: dict[str, float] = {"text": 0.0, "denoise": 0.0, "decode": 0.0}
@@ -370,138 +320,24 @@ class Pipeline:
         taken = table
         warnings = [*self.notes, size_warning(self.spec, **size)]
         for segment, text_of in zip(plan.segments, plan.prompts, strict=True):
-            tell = _part_of(progress, segment.index, len(plan.segments))
-            with _timed(seconds, "text"):
+            tell = part_of(progress, segment.index, len(plan.segments))
+            with timed(seconds, "text"):
                 text = self.encode_prompt(text_of, negative, scores)
             warnings.append(text.warning)
-            with _timed(seconds, "denoise"):
+            with timed(seconds, "denoise"):
                 # Each clip of a chain has noise of its own.
                 own_seed = (seed + segment.index) % 2**64
                 frames = plan.frames_for(segment, self.encode, clips)
                 run = self.new_run(table, kept)
                 z, cond_mask = apply_given(self.prepare_latents(own_seed, **size), frames)
                 latents = self.denoise(
-                    z,
-                    text,
-                    table,
-                    steps=steps,
-                    guidance=guidance,
-                    cond_mask=cond_mask,
-                    seed=own_seed,
-                    run=run,
-                    progress=tell,
-                    **size,
+                    z, text, table, cond_mask=cond_mask, seed=own_seed, run=run, progress=tell, **settings
                 )
             taken = run.taken
-            with _timed(seconds, "decode"):
+            with timed(seconds, "decode"):
                 clips.append(self.decode(latents, num_frames, progress=tell))
         video = plan.finish(clips)
-        metadata = {
-            "prompt": prompt,
-            **({"negative": negative} if negative else {}),
-            "model": self.spec.name,
-            "policy": table.policy,
-            "seed": seed,
-            "steps": table.sampler_steps or (self.spec.steps if steps is None else steps),
-            **({"sampler": self.sampler.scheduler} if isinstance(self.sampler, NoiseSampler) else {}),
-            "guidance": guidance,
-            **size,
-            **({"clips": len(clips)} if len(clips) > 1 else {}),
-            "fps": self.spec.fps,
-            "reused": {kind: round(taken.reused_share(kind), 4) for kind in taken.kinds},
-        }
+        about = {"prompt": prompt, "negative": negative, "seed": seed, "clips": len(clips), **settings}
+        metadata = metadata_of(self.spec, self.sampler, taken, **about)
         told = tuple(dict.fromkeys(warning for warning in warnings if warning))
         return Generation(video, self.spec.fps, taken, seconds, metadata, told)
-
-    def _size(self, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-        return clip_size(self.spec, num_frames, height, width)
-
-
-def clip_size(spec: ModelSpec, num_frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int]:
-    """The clip's size with the model's defaults filled in; PabError where the model cannot take it."""
-    size = (
-        spec.num_frames if num_frames is None else num_frames,
-        spec.height if height is None else height,
-        spec.width if width is None else width,
-    )
-    # Open-Sora's own sizes need be no multiple of 8: the VAE leaves out the pixels beyond one.
-    named = spec.family == "stdit3" and is_named_size(*size[1:])
-    spec.check_size(size[0], *((spec.height, spec.width) if named else size[1:]))
-    return size
-
-
-def schedule_for(
-    spec: ModelSpec,
-    policy: str | AnyPolicy,
-    sampler: Sampler | None = None,
-    steps: int | None = None,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-) -> ScheduleTable:
-    """The table of a run, from what is known of a model without its weights; None stands for the model's default.
-
-    Its steps are calls of the model, of which some samplers make more than the `steps` asked for.
-    """
-    chosen = find_policy(policy, spec.family, spec.depth)
-    size = clip_size(spec, num_frames, height, width)
-    sampler = sampler or SAMPLERS[spec.family]
-    timesteps = sampler.timesteps(steps_of(chosen, spec.steps if steps is None else steps), *size)
-    return resolve(chosen, timesteps.tolist(), spec.branches)
-
-
-def check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise PabError(f"The seed must be a whole number from 0 to {2**64 - 1}, not {seed!r}.")
-    return seed
-
-
-def check_guidance(guidance: float) -> float:
-    if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 0 <= guidance <= 100:
-        raise PabError(f"The guidance must be a number from 0 to 100, not {guidance!r}.")
-    return float(guidance)
-
-
-def check_device(device: str | torch.device | None) -> torch.device:
-    """None: the GPU if there is one, else the CPU. PabError where there is no such device."""
-    try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PabError(f"The device '{device}' cannot be used ({reason}); choose another, such as cpu.") from None
-    return found
-
-
-def to_uint8(video: Tensor) -> Tensor:
-    """[-1, 1], any shape -> uint8 0..255 on the CPU."""
-    return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that a computation may take on a device; None where that is not known."""
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    # What torch holds without using it is as good as free.
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _part_of(progress: ProgressCallback | None, index: int, count: int) -> ProgressCallback | None:
-    """The callback as one clip of a chain calls it: counts are of the whole."""
-    if progress is None or count == 1:
-        return progress
-
-    def tell(event: Progress) -> None:
-        progress(replace(event, done=index * event.total + event.done, total=count * event.total))
-
-    return tell
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds[stage] += time.perf_counter() - start

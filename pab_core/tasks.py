@@ -31,6 +31,7 @@ from .conditioning import (
 )
 from .errors import PabError
 from .models.registry import ModelSpec
+from .pixels import as_video, to_uint8
 
 MOST_SOURCE_FRAMES = 816  # of a video that is continued: its last 34 seconds at 24 frames a second
 _STILL_FRAMES = 4  # at the end of a loop from one picture
@@ -157,7 +158,7 @@ def make_plan(
         limit = num_frames if editing else MOST_SOURCE_FRAMES
         tensors["video"] = read(given.video, height, width, limit=limit, last=not editing, fps=spec.fps)
         if not editing:
-            source = ((tensors["video"][0] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
+            source = to_uint8(tensors["video"][0].permute(1, 2, 3, 0))
     if given.references:
         tensors["references"] = [read(one, height, width, limit=num_frames, fps=spec.fps) for one in given.references]
     return Plan(
@@ -180,8 +181,3 @@ def read(source: Any, height: int, width: int, *, limit: int, last: bool = False
     if not isinstance(source, (list, tuple)) and getattr(source, "ndim", 3) == 3:
         frames = [source]
     return frames_to_video_tensor(frames[-limit:] if last else frames[:limit], height, width)
-
-
-def as_video(frames: Tensor) -> Tensor:
-    """uint8 [T, H, W, 3] -> [1, 3, T, H, W] in [-1, 1]."""
-    return frames.permute(3, 0, 1, 2)[None].float() / 127.5 - 1

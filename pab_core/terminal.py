@@ -10,7 +10,7 @@ import typer
 from .errors import PabError
 
 if TYPE_CHECKING:
-    from .pipeline import Generation
+    from .results import Generation
 
 # Torch's words for it, on a GPU, on Windows and elsewhere; only the first has an exception of its own.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")

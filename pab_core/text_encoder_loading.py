@@ -25,27 +25,6 @@ from .text_encoder_files import EMBEDDING, SAME_EMBEDDING, TextEncoderFiles, fin
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def load_text_encoder(
-    source: Path,
-    tokenizer: Path | None,
-    width: int,
-    max_length: int,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    cleaning: str,
-    spare_tokenizer: Path | None = None,
-    *,
-    storage: Literal["fp8"] | None = None,
-) -> TextEncoder:
-    """T5 and its tokenizer; `find_text_encoder` says of which files, and `TextEncoder` what the rest is.
-
-    dtype: of the arithmetic, and of all weights that are not in fp8.
-    storage: "fp8" turns the large layers of other files to fp8; see models.fp8.
-    """
-    files = find_text_encoder(source, tokenizer, width, spare_tokenizer)
-    return _load(files, max_length, dtype, torch.device(device), cleaning, storage)
-
-
 def cached_text_encoder(
     source: Path,
     tokenizer: Path | None,
@@ -59,7 +38,13 @@ def cached_text_encoder(
     storage: Literal["fp8"] | None = None,
     cache: EmbeddingCache | None = None,
 ) -> CachedTextEncoder:
-    """As load_text_encoder, but only checks the files; weights are read when a prompt comes that `cache` has not."""
+    """T5 and its tokenizer: the files are checked now, the weights read when a prompt comes that `cache` has not.
+
+    `find_text_encoder` says of which files, and `TextEncoder` what the rest is.
+
+    dtype: of the arithmetic, and of all weights that are not in fp8.
+    storage: "fp8" turns the large layers of other files to fp8; see models.fp8.
+    """
     files = find_text_encoder(source, tokenizer, width, spare_tokenizer)
     made_with = f"{files.identity()} {max_length} {dtype} {storage}"
     return CachedTextEncoder(

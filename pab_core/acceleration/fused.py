@@ -1,4 +1,4 @@
-"""What the kernels do, on tensors: the operations between the products and attentions of a block."""
+"""What the kernels do, on tensors: the attentions of a block, and what stands between them and the products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ kernels: Any = import_module(".kernels", __package__)  # as what has no types
 FP8 = torch.float8_e4m3fn
 MOST_FRAMES = 64  # of attention along time; more are served well by PyTorch's kernels
 TIME_WARPS = 2  # 1 takes twice as long on an H100, 4 are no faster
-BLOCK = 2048  # numbers of a program that looks at no rows
 MOST_KEPT = 3  # updates added at once
 
 
@@ -25,19 +24,101 @@ class Rows:
     values: Tensor  # float8_e4m3fn [..., D]
     scales: Tensor  # float32 [..., 1]
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
 
-def norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float, *, fp8: bool = False) -> Tensor | Rows:
-    """Layer norm without weights of x [B, T, S, D], then * (1 + scale) + shift, each [B, 1 or T, 1, D]."""
-    x = x.contiguous()
-    shift, rows_each, stride = _table(shift, x)
-    scale, _, scale_stride = _table(scale, x)
-    assert stride == scale_stride
-    out, scales = _outputs(x, fp8)
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer norm without weights, then * (1 + scale) + shift, each [B, 1 or T, 1, D]."""
+
+    shift: Tensor
+    scale: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """An update that was computed and not added yet: gate * h, h [B, T, S, D], gate [B, 1 or T, 1, D] or None."""
+
+    gate: Tensor | None
+    h: Tensor
+
+
+def residual(
+    x: Tensor,
+    fresh: Fresh | None = None,
+    kept: Sequence[Tensor | Rows] = (),
+    *,
+    norm: Norm | None = None,
+    rows_fp8: bool = False,
+    keep: bool = False,
+    keep_fp8: bool = False,
+    in_place: bool = False,
+) -> tuple[Tensor, Tensor | Rows, Tensor | Rows | None]:
+    """All that happens to the residual stream x [B, T, S, D] between two products.
+
+    Args:
+        fresh: what is added.
+        kept: updates of x's shape that are added too, at most MOST_KEPT and all of one kind.
+        norm: of the sum, where the next product wants that.
+        rows_fp8: whether the next product wants the norm, or else the sum, in eight bits.
+        keep, keep_fp8: whether the fresh update is to be kept, in eight bits.
+        in_place: whether the sum may take the place of x. What is kept takes that of `fresh.h`, but in eight bits.
+
+    Returns:
+        The sum; what the next product reads, which is the sum where nothing else is wanted; what is kept.
+    """
+    h = x if fresh is None else fresh.h.contiguous()
+    gate = None if fresh is None else fresh.gate
+    rows = rows_fp8 or norm is not None
+    out = x if in_place or (fresh is None and not kept) else torch.empty_like(x)
+    saved, saved_scales = _outputs(x, True) if keep and keep_fp8 else (h, h)
+    read, read_scales = _outputs(x, rows_fp8) if rows else (x, x)
+    gate_table = (x, 1, 0) if gate is None else _table(gate, x)
+    shift, norm_each, norm_stride = (x, 1, 0) if norm is None else _table(norm.shift, x)
+    scale, _, scale_stride = (x, 1, norm_stride) if norm is None else _table(norm.scale, x)
+    assert norm_stride == scale_stride
+    values = [part.values if isinstance(part, Rows) else part.contiguous() for part in kept]
+    scales = [part.scales if isinstance(part, Rows) else part for part in kept]
+    spare = MOST_KEPT - len(kept)
     width, head, tail = _pieces(x)
-    kernels.norm_modulate[(x.numel() // width,)](
-        x, shift, scale, out, scales, rows_each, stride, eps, width, head, tail, fp8, num_warps=_warps(width)
+    kernels.residual[(x.numel() // width,)](
+        x,
+        h,
+        gate_table[0],
+        *values,
+        *[x] * spare,
+        *scales,
+        *[x] * spare,
+        shift,
+        scale,
+        out,
+        saved,
+        saved_scales,
+        read,
+        read_scales,
+        *gate_table[1:],
+        norm_each,
+        norm_stride,
+        0.0 if norm is None else norm.eps,
+        WIDTH=width,
+        HEAD=head,
+        TAIL=tail,
+        FRESH=fresh is not None,
+        GATE=gate is not None,
+        KEEP=keep,
+        KEEP_FP8=keep_fp8,
+        PARTS=len(kept),
+        PARTS_FP8=bool(kept) and isinstance(kept[0], Rows),
+        NORM=norm is not None,
+        ROWS=rows,
+        ROWS_FP8=rows_fp8,
+        num_warps=_warps(width),
     )
-    return Rows(out, scales) if fp8 else out
+    next_rows = out if not rows else Rows(read, read_scales) if rows_fp8 else read
+    return out, next_rows, None if not keep else Rows(saved, saved_scales) if keep_fp8 else saved
 
 
 def rows_in_fp8(x: Tensor, *, gelu: bool = False) -> Rows:
@@ -49,57 +130,10 @@ def rows_in_fp8(x: Tensor, *, gelu: bool = False) -> Rows:
     return Rows(out, scales)
 
 
-def add_update(
-    x: Tensor, h: Tensor, gate: Tensor | None, *, keep: bool = False, fp8: bool = False, in_place: bool = False
-) -> tuple[Tensor, Tensor | Rows | None]:
-    """x + gate * h, and the update, where it is to be kept; x and h [B, T, S, D], gate [B, 1 or T, 1, D] or None.
-
-    The sum takes the place of x where wanted, and the kept update that of h, but in eight bits.
-    """
-    h = h.contiguous()
-    out = x if in_place else torch.empty_like(x)
-    kept, scales = _outputs(x, True) if keep and fp8 else (h, h)
-    table, rows_each, stride = (x, 1, 0) if gate is None else _table(gate, x)
-    width, head, tail = _pieces(x)
-    kernels.add_update[(x.numel() // width,)](
-        x,
-        h,
-        table,
-        out,
-        kept,
-        scales,
-        rows_each,
-        stride,
-        width,
-        head,
-        tail,
-        gate is not None,
-        keep,
-        fp8,
-        num_warps=_warps(width),
-    )
-    if not keep:
-        return out, None
-    return out, Rows(kept, scales) if fp8 else kept
-
-
-def add_kept(x: Tensor, kept: Sequence[Tensor | Rows], *, in_place: bool = False) -> Tensor:
-    """x [..., D] + up to three kept updates of its shape."""
-    fp8 = isinstance(kept[0], Rows)
-    values = [part.values if isinstance(part, Rows) else part.contiguous() for part in kept]
-    scales = [part.scales if isinstance(part, Rows) else part for part in kept]
-    count, out = len(kept), x if in_place else torch.empty_like(x)
-    values, scales = values + values[:1] * (MOST_KEPT - count), scales + scales[:1] * (MOST_KEPT - count)
-    kernels.add_kept[(-(-x.numel() // BLOCK),)](
-        x, *values, *scales, out, x.numel(), x.shape[-1], BLOCK, count, fp8, num_warps=4
-    )
-    return out
-
-
 def norm_heads(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:
     """RMS norm of each head of the queries and keys in qkv [..., 3, heads, d], contiguous, in place."""
     heads, width = qkv.shape[-2:]
-    rows, channels = kernels.triton.next_power_of_2(2 * heads), kernels.triton.next_power_of_2(width)
+    rows, channels = _power_of_2(2 * heads), _power_of_2(width)
     kernels.norm_heads[(qkv.numel() // (3 * heads * width),)](
         qkv, q_weight, k_weight, eps, heads, width, rows, channels, num_warps=4
     )
@@ -143,8 +177,8 @@ def attend_in_time(
         width**-0.5,
         eps,
         WIDTH=width,
-        FRAMES=max(16, kernels.triton.next_power_of_2(frames)),
-        HALF=max(16, kernels.triton.next_power_of_2(width) // 2),
+        FRAMES=max(16, _power_of_2(frames)),
+        HALF=max(16, _power_of_2(width) // 2),
         NORM=normed,
         ROTATE=angles is not None,
         num_warps=TIME_WARPS,
@@ -163,7 +197,12 @@ def _pieces(x: Tensor) -> tuple[int, int, int]:
     assert x.is_contiguous()
     width = x.shape[-1]
     head = 1 << (width.bit_length() - 1)
-    return width, head, 0 if head == width else kernels.triton.next_power_of_2(width - head)
+    return width, head, 0 if head == width else _power_of_2(width - head)
+
+
+def _power_of_2(number: int) -> int:
+    """The least that is no smaller; Triton's own takes longer than a launch."""
+    return 1 << (number - 1).bit_length()
 
 
 def _table(values: Tensor, x: Tensor) -> tuple[Tensor, int, int]:

@@ -16,64 +16,107 @@ LEAST_SCALE = tl.constexpr(1.2e-38)  # of a row of zeros, which has no scale of 
 
 
 @triton.jit
-def _store_fp8(out, scales, row, start, a, rest, inside, head, tail, TAIL: tl.constexpr):
-    """A row in eight bits, and its scale."""
-    most = tl.max(tl.abs(head), 0)
+def _store_row(out, scales, row, start, a, rest, inside, head, tail, TAIL: tl.constexpr, FP8: tl.constexpr):
+    """A row as it is, or in eight bits with its scale."""
+    if FP8:
+        most = tl.max(tl.abs(head), 0)
+        if TAIL > 0:
+            most = tl.maximum(most, tl.max(tl.abs(tail), 0))
+        scale = tl.maximum(most / FP8_MAX, LEAST_SCALE)
+        tl.store(scales + row, scale)
+        head *= 1 / scale
+        tail *= 1 / scale
+    tl.store(out + start + a, head.to(out.dtype.element_ty))
     if TAIL > 0:
-        most = tl.maximum(most, tl.max(tl.abs(tail), 0))
-    scale = tl.maximum(most / FP8_MAX, LEAST_SCALE)
-    tl.store(scales + row, scale)
-    tl.store(out + start + a, (head * (1 / scale)).to(out.dtype.element_ty))
-    if TAIL > 0:
-        tl.store(out + start + rest, (tail * (1 / scale)).to(out.dtype.element_ty), mask=inside)
+        tl.store(out + start + rest, tail.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def norm_modulate(
-    x,
-    shift,
-    scale,
-    out,
-    scales,
-    rows_each,
-    stride,
-    eps,
-    WIDTH: tl.constexpr,
-    HEAD: tl.constexpr,
-    TAIL: tl.constexpr,
-    FP8: tl.constexpr,
-):
-    """Layer norm without weights, then x * (1 + scale) + shift; `rows_each` rows share a row of shift and scale."""
+def _kept_part(value, scales, row, place, inside, FP8: tl.constexpr):
+    part = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
+    if FP8:
+        part *= tl.load(scales + row)
+    return part
+
+
+@triton.jit
+def _sum(
+    x, h, gate, first, second, third, scales1, scales2, scales3,
+    out, row, gate_row, start, c, inside,
+    FRESH: tl.constexpr, GATE: tl.constexpr, PARTS: tl.constexpr, PARTS_FP8: tl.constexpr,
+):  # fmt: skip
+    """One piece of a row: what x is now, rounded as it is kept, and the update that was added."""
+    y = tl.load(x + start + c, mask=inside, other=0.0).to(tl.float32)
+    update = y
+    if FRESH:
+        update = tl.load(h + start + c, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            update *= tl.load(gate + gate_row + c, mask=inside, other=0.0).to(tl.float32)
+        y += update
+    if PARTS > 0:
+        y += _kept_part(first, scales1, row, start + c, inside, PARTS_FP8)
+    if PARTS > 1:
+        y += _kept_part(second, scales2, row, start + c, inside, PARTS_FP8)
+    if PARTS > 2:
+        y += _kept_part(third, scales3, row, start + c, inside, PARTS_FP8)
+    rounded = y.to(out.dtype.element_ty)
+    if FRESH or PARTS > 0:
+        tl.store(out + start + c, rounded, mask=inside)
+    return rounded.to(tl.float32), update
+
+
+@triton.jit
+def residual(
+    x, h, gate, first, second, third, scales1, scales2, scales3, shift, scale,
+    out, kept, kept_scales, rows, rows_scales,
+    gate_each, gate_stride, norm_each, norm_stride, eps,
+    WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr,
+    FRESH: tl.constexpr, GATE: tl.constexpr, KEEP: tl.constexpr, KEEP_FP8: tl.constexpr,
+    PARTS: tl.constexpr, PARTS_FP8: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, ROWS_FP8: tl.constexpr,
+):  # fmt: skip
+    """What happens to the residual stream between two products, a row for each program.
+
+    out = x + gate * h + the kept updates, up to three of them, as far as there are any; the update gate * h itself goes
+    to `kept` where it is to be reused; and what the next product reads to `rows`: out, or its layer norm without
+    weights times 1 + scale, plus shift. `gate_each` and `norm_each` rows share a row of gate, of shift and scale.
+    """
     row = tl.program_id(0).to(tl.int64)
-    start, table = row * WIDTH, row // rows_each * stride
+    start, gate_row = row * WIDTH, row // gate_each * gate_stride
     a = tl.arange(0, HEAD)
-    x0 = tl.load(x + start + a).to(tl.float32)
-    total = tl.sum(x0, 0)
+    y0, u0 = _sum(
+        x, h, gate, first, second, third, scales1, scales2, scales3,
+        out, row, gate_row, start, a, a < WIDTH, FRESH, GATE, PARTS, PARTS_FP8,
+    )  # fmt: skip
     if TAIL > 0:
         rest = HEAD + tl.arange(0, TAIL)
         inside = rest < WIDTH
-        x1 = tl.load(x + start + rest, mask=inside, other=0.0).to(tl.float32)
-        total += tl.sum(x1, 0)
+        y1, u1 = _sum(
+            x, h, gate, first, second, third, scales1, scales2, scales3,
+            out, row, gate_row, start, rest, inside, FRESH, GATE, PARTS, PARTS_FP8,
+        )  # fmt: skip
     else:
-        rest, inside, x1 = a, a < 0, x0
-    mean = total / WIDTH
-    x0 = x0 - mean
-    squares = tl.sum(x0 * x0, 0)
-    if TAIL > 0:
-        x1 = tl.where(inside, x1 - mean, 0.0)
-        squares += tl.sum(x1 * x1, 0)
-    factor = 1 / tl.sqrt(squares / WIDTH + eps)
-    y0 = x0 * factor * (1 + tl.load(scale + table + a).to(tl.float32)) + tl.load(shift + table + a).to(tl.float32)
-    y1 = x1
-    if TAIL > 0:
-        s1 = tl.load(scale + table + rest, mask=inside, other=0.0).to(tl.float32)
-        y1 = x1 * factor * (1 + s1) + tl.load(shift + table + rest, mask=inside, other=0.0).to(tl.float32)
-    if FP8:
-        _store_fp8(out, scales, row, start, a, rest, inside, y0, y1, TAIL)
-    else:
-        tl.store(out + start + a, y0.to(out.dtype.element_ty))
-        if TAIL > 0:
-            tl.store(out + start + rest, y1.to(out.dtype.element_ty), mask=inside)
+        rest, inside, y1, u1 = a, a < 0, y0, u0
+    if KEEP:
+        _store_row(kept, kept_scales, row, start, a, rest, inside, u0, u1, TAIL, KEEP_FP8)
+    if ROWS:
+        if NORM:
+            total = tl.sum(y0, 0)
+            if TAIL > 0:
+                total += tl.sum(y1, 0)
+            mean = total / WIDTH
+            y0 -= mean
+            squares = tl.sum(y0 * y0, 0)
+            if TAIL > 0:
+                y1 = tl.where(inside, y1 - mean, 0.0)
+                squares += tl.sum(y1 * y1, 0)
+            factor = 1 / tl.sqrt(squares / WIDTH + eps)
+            table = row // norm_each * norm_stride
+            y0 = y0 * factor * (1 + tl.load(scale + table + a).to(tl.float32))
+            y0 += tl.load(shift + table + a).to(tl.float32)
+            if TAIL > 0:
+                y1 = y1 * factor * (1 + tl.load(scale + table + rest, mask=inside, other=0.0).to(tl.float32))
+                y1 += tl.load(shift + table + rest, mask=inside, other=0.0).to(tl.float32)
+        _store_row(rows, rows_scales, row, start, a, rest, inside, y0, y1, TAIL, ROWS_FP8)
 
 
 @triton.jit
@@ -98,87 +141,7 @@ def rows_in_fp8(x, out, scales, WIDTH: tl.constexpr, HEAD: tl.constexpr, TAIL: t
         x0 = _gelu(x0)
         if TAIL > 0:
             x1 = _gelu(x1)
-    _store_fp8(out, scales, row, start, a, rest, inside, x0, x1, TAIL)
-
-
-@triton.jit
-def add_update(
-    x,
-    h,
-    gate,
-    out,
-    kept,
-    scales,
-    rows_each,
-    stride,
-    WIDTH: tl.constexpr,
-    HEAD: tl.constexpr,
-    TAIL: tl.constexpr,
-    GATE: tl.constexpr,
-    KEEP: tl.constexpr,
-    FP8: tl.constexpr,
-):
-    """out = x + gate * h; the update gate * h itself is written as well where it is to be kept, in eight bits if so."""
-    row = tl.program_id(0).to(tl.int64)
-    start, table = row * WIDTH, row // rows_each * stride
-    a = tl.arange(0, HEAD)
-    u0 = tl.load(h + start + a).to(tl.float32)
-    if GATE:
-        u0 *= tl.load(gate + table + a).to(tl.float32)
-    tl.store(out + start + a, (tl.load(x + start + a).to(tl.float32) + u0).to(out.dtype.element_ty))
-    if TAIL > 0:
-        rest = HEAD + tl.arange(0, TAIL)
-        inside = rest < WIDTH
-        u1 = tl.load(h + start + rest, mask=inside, other=0.0).to(tl.float32)
-        if GATE:
-            u1 *= tl.load(gate + table + rest, mask=inside, other=0.0).to(tl.float32)
-        x1 = tl.load(x + start + rest, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + start + rest, (x1 + u1).to(out.dtype.element_ty), mask=inside)
-    else:
-        rest, inside, u1 = a, a < 0, u0
-    if KEEP:
-        if FP8:
-            _store_fp8(kept, scales, row, start, a, rest, inside, u0, u1, TAIL)
-        else:
-            tl.store(kept + start + a, u0.to(kept.dtype.element_ty))
-            if TAIL > 0:
-                tl.store(kept + start + rest, u1.to(kept.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _kept_part(value, scales, place, inside, WIDTH: tl.constexpr, FP8: tl.constexpr):
-    part = tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
-    if FP8:
-        part *= tl.load(scales + place // WIDTH, mask=inside, other=0.0)
-    return part
-
-
-@triton.jit
-def add_kept(
-    x,
-    first,
-    second,
-    third,
-    first_scales,
-    second_scales,
-    third_scales,
-    out,
-    count,
-    WIDTH: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PARTS: tl.constexpr,
-    FP8: tl.constexpr,
-):
-    """out = x + the kept updates, one to three of them, in blocks of numbers whatever their rows."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < count
-    y = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-    y += _kept_part(first, first_scales, place, inside, WIDTH, FP8)
-    if PARTS > 1:
-        y += _kept_part(second, second_scales, place, inside, WIDTH, FP8)
-    if PARTS > 2:
-        y += _kept_part(third, third_scales, place, inside, WIDTH, FP8)
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=inside)
+    _store_row(out, scales, row, start, a, rest, inside, x0, x1, TAIL, True)
 
 
 @triton.jit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..broadcast import BroadcastRun
 from ..broadcast.cache import Fp8Store
+from ..broadcast.run import Key
 from ..models.layers import Branch, Update
 
 # cuDNN's is the fastest of long sequences on GPUs that have it, and refuses what it cannot do.
@@ -34,78 +37,107 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
+@dataclass
+class _Stream:
+    """The residual stream x [B, T, S, D], and what is still to be added to it."""
+
+    x: Tensor
+    own: bool = False  # whether x was made here: then sums may take its place
+    fresh: Any = None  # a fused.Fresh
+    key: Key | None = None  # under which that is to be kept
+    kept: list[Any] = field(default_factory=list)
+
+
 class FusedRun(BroadcastRun):
     """What it does is the table's, as ever, in fewer kernels: whole blocks come through it, not single updates.
 
-    An update that is to be kept is written by the kernel that adds it, in eight bits too; those that are reused wait
-    until something is computed, and are added together. What a table asks beyond single updates (their sums over groups
-    of branches, scores, predictions) is done as in any run.
+    Updates wait until something is computed from their sum, also over the end of their block. One kernel then adds
+    them, writes the one that is to be kept, in eight bits too, and norms the sum as the next product wants it. What a
+    table asks beyond single updates (their sums over groups of branches, scores, predictions) is done as in any run.
     """
 
-    def run_block(self, block: Any, x: Tensor, cond: Any) -> Tensor:
-        """The block's output [B, T, S, D]."""
+    def run_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any) -> Tensor:
+        """The output [B, T, S, D] of the last of these blocks."""
         if (self.step, self.lane) != self._place:
             self._enter(x, cond)
-        return self.run_shared_block(block, x, cond, None)
+        return self.run_shared_blocks(blocks, x, cond, None)
 
-    def run_shared_block(self, block: Any, x: Tensor, cond: Any, shared: Any) -> Tensor:
-        """As run_block, of some of the frames; `shared`, a parallel.seam.FrameSeam, computes what needs the others."""
+    def run_shared_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any, shared: Any) -> Tensor:
+        """As run_blocks, of some of the frames; `shared`, a parallel.seam.FrameSeam, computes what needs the others."""
+        stream = _Stream(x.contiguous())
         with sdpa_kernel(ATTENTION, set_priority=True):
-            waiting: list[Any] = []
-            own = False  # whether x is of this block's making: then sums may take its place
-            x = x.contiguous()
-            for branch, update in block.updates():
-                source, last = self._source(branch)
-                if source != self.step and self._is_simple(branch):
-                    waiting.append(self._take(branch, source, last))
-                    continue
-                if waiting:
-                    x, waiting, own = _add(x, waiting, own), [], True
-                x = self._compute(block, branch, update, x, cond, last, own, shared)
-                own = True
-            return _add(x, waiting, own)
+            for block in blocks:
+                if shared is not None:
+                    shared.enter(block)
+                for branch, update in block.updates():
+                    source, last = self._source(branch)
+                    if source != self.step and self._is_simple(branch):
+                        self._add_kept(stream, branch, source, last, cond)
+                    else:
+                        self._compute(stream, block, branch, update, cond, last, shared)
+            self._settle(stream, cond)
+        return stream.x
 
     def _is_simple(self, branch: Branch) -> bool:
         scores = self.table.scores and branch.kind != "mlp"
         return self._predictor is None and branch not in self._group and not scores
 
-    def _take(self, branch: Branch, source: int, last: int | None) -> Any:
-        from .fused import Rows
+    def _add_kept(self, stream: _Stream, branch: Branch, source: int, last: int | None, cond: Any) -> None:
+        from .fused import MOST_KEPT, Rows
 
+        if len(stream.kept) == MOST_KEPT:
+            self._settle(stream, cond)
         store, key = self._store, (self.lane, branch, source)
-        value = Rows(*store.take_encoded(key)) if isinstance(store, Fp8Store) else store.take(key)
+        stream.kept.append(Rows(*store.take_encoded(key)) if isinstance(store, Fp8Store) else store.take(key))
         if last == self.step:
             store.drop(key)
-        return value
 
     def _compute(
-        self, block: Any, branch: Branch, update: Update, x: Tensor, cond: Any, last: int | None, own: bool, shared: Any
-    ) -> Tensor:
-        from .fused import Rows, add_update
+        self, stream: _Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
+    ) -> None:
+        from .fused import Fresh
         from .updates import fused_update
 
-        fused = fused_update(block, branch.kind, x)
+        fused = fused_update(block, branch.kind, stream.x)
         together = None if branch.kind != "temporal" else shared
         if shared is not None:
             update = shared.shared(branch, update)
         if fused is None or not self._is_simple(branch) or (together is not None and not together.shares_gated(branch)):
-            return x + self(branch, update, x, cond)
-        gate, h = fused(block, x, cond) if together is None else together.gated(fused, x)
-        fp8 = isinstance(self._store, Fp8Store)
-        x, kept = add_update(x, h, gate, keep=last is not None, fp8=fp8, in_place=own)
-        key = (self.lane, branch, self.step)
-        if isinstance(kept, Rows):
-            assert isinstance(self._store, Fp8Store)
-            self._store.keep_encoded(key, kept.values, kept.scales, x.dtype)
+            self._settle(stream, cond)
+            stream.x, stream.own = stream.x + self(branch, update, stream.x, cond), True
+            return
+        if together is None:
+            norm, gate, fp8 = fused.prepare(block, cond)
+            h = fused.compute(block, self._settle(stream, cond, norm, fp8), cond)
+        else:
+            self._settle(stream, cond)
+            gate, h = together.gated(fused.gated, stream.x)
+        stream.fresh = Fresh(gate, h)
+        stream.key = (self.lane, branch, self.step) if last is not None else None
+
+    def _settle(self, stream: _Stream, cond: Any, norm: Any = None, fp8: bool = False) -> Any:
+        """Adds what waits; -> what the next product reads: x, its norm, either in eight bits."""
+        from .fused import Rows, residual
+
+        if stream.fresh is None and not stream.kept and norm is None and not fp8:
+            return stream.x
+        key, store = stream.key, self._store
+        x, rows, kept = residual(
+            stream.x,
+            stream.fresh,
+            stream.kept,
+            norm=norm,
+            rows_fp8=fp8,
+            keep=key is not None,
+            keep_fp8=isinstance(store, Fp8Store),
+            in_place=stream.own,
+        )
+        stream.own = stream.own or stream.fresh is not None or bool(stream.kept)
+        stream.x, stream.fresh, stream.key, stream.kept = x, None, None, []
+        if key is not None and isinstance(kept, Rows):
+            assert isinstance(store, Fp8Store)
+            store.keep_encoded(key, kept.values, kept.scales, x.dtype)
             self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
-        elif kept is not None:
-            self._keep(key, kept, cond)
-        return x
-
-
-def _add(x: Tensor, waiting: list[Any], own: bool) -> Tensor:
-    from .fused import MOST_KEPT, add_kept
-
-    for start in range(0, len(waiting), MOST_KEPT):
-        x = add_kept(x, waiting[start : start + MOST_KEPT], in_place=own or start > 0)
-    return x
+        elif key is not None:
+            self._keep(key, kept, cond)  # pyright: ignore[reportArgumentType]
+        return rows

@@ -82,12 +82,37 @@ def draw_quality(quality: Quality, language: str) -> str:
             if point.is_rival
             else f'<rect x="{across - 4:.1f}" y="{up - 4:.1f}" width="8" height="8" fill="{colour}"/>'
         )
-        parts.append(f'{mark}<text x="{across + 8:.1f}" y="{up - 6:.1f}" font-size="11">{escape(point.policy)}</text>')
+        parts.append(mark)
+    parts += _names([(point.policy, x(point.speedup), y(point.distance)) for point in points])
     legend = [(text("policies_short", language), _LINES[0][0], None), (text("fewer_steps", language), *_LINES[1])]
     parts.append(_legend(legend if fewer else legend[:1]))
     words = "; ".join(f"{p.policy}: {p.speedup:.2f}x, {quality.metric.upper()} {p.distance:.3g}" for p in points)
-    title = text("quality_title", language, metric=quality.metric.upper())
+    title = text("quality_title", language, metric=text(f"{quality.metric}_title", language))
     return _svg(title, words, text("speed_column", language), parts)
+
+
+def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:
+    """A name beside each (name, x, y), where it covers no other name and no mark, if there is such a place."""
+    marks = [(x - 5, y - 5, x + 5, y + 5) for _, x, y in points]
+    taken: list[tuple[float, float, float, float]] = []
+    parts = []
+    for name, x, y in points:
+        wide = 6.6 * len(name)
+        places = [
+            (left, up, left + wide, up + 11)
+            for up in (y - 16, y + 5, y - 5, y - 28, y + 17)
+            for left in (x + 8, x - 8 - wide)
+            if left >= _LEFT and up >= 0 and up + 11 <= _HIGH - _BOTTOM + 4
+        ] or [(x + 8, y - 16, x + 8 + wide, y - 5)]
+        best = min(places, key=lambda place: sum(_overlap(place, other) for other in (*marks, *taken)))
+        taken.append(best)
+        parts.append(f'<text x="{best[0]:.1f}" y="{best[1] + 10:.1f}" font-size="11">{escape(name)}</text>')
+    return parts
+
+
+def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    """Area that two boxes (left, top, right, bottom) share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _svg(title: str, words: str, below: str, parts: Sequence[str]) -> str:

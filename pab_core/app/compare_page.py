@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from html import escape
@@ -12,13 +11,14 @@ import gradio as gr
 
 from ..errors import PabError
 from .create_page import CreatePage
-from .following import JobOfBrowser, follow, owner_of
+from .following import JobOfBrowser
 from .history import Entry
 from .jobs import View
 from .labels import Labels, choices
+from .offering import title_of
 from .request import FieldErrors
 from .service import Studio
-from .stage import empty_stage, message, show_progress, table_of
+from .stage import empty_stage, message, refusal, show_progress, table_of
 from .texts import text
 
 _LEVELS = ("off", "quality", "balanced", "fast")
@@ -28,12 +28,14 @@ _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp
 class ComparePage:
     """Lays the page out inside the open gr.Blocks."""
 
-    def __init__(self, studio: Studio, labels: Labels, language: gr.State, job: gr.BrowserState):
+    def __init__(self, studio: Studio, labels: Labels, language: gr.State, job: gr.BrowserState, create: CreatePage):
         self.studio = studio
         self.language = language
+        self.create = create
         self.job = JobOfBrowser(studio, job, self._show)
         with gr.Column(elem_id="pab-compare"):
             labels(gr.HTML, words={"value": lambda language: message(text("compare_intro", language), "note")})
+            self.what = gr.HTML(elem_id="pab-what")
             with gr.Row(equal_height=True):
                 self.left = labels(
                     gr.Radio,
@@ -57,45 +59,51 @@ class ComparePage:
             self.result = gr.HTML(empty_stage("en", "empty_compare"), elem_id="pab-compared")
         self.resumed = [self.result, self.go, self.stop_button]
 
-    def connect(self, create: CreatePage) -> None:
+    def connect(self, tab: gr.Tab) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-
-        async def run(request: gr.Request, left: str, right: str, *values: Any) -> AsyncIterator[list[Any]]:
-            async for update in self._run(create, left, right, values, request):
-                yield update
-
+        tab.select(self.tell, self.create.inputs, self.what, **quiet)
         self.go.click(
-            run,
-            [self.left, self.right, *create.inputs],
+            self._run,
+            [self.left, self.right, *self.create.inputs],
             [self.result, self.job.id, self.go, self.stop_button],
             concurrency_limit=None,
             **quiet,
         )
         self.stop_button.click(self.job.cancel, [self.job.id], [self.stop_button], **quiet)
 
-    async def _run(
-        self, create: CreatePage, left: str, right: str, values: tuple[Any, ...], request: gr.Request
-    ) -> AsyncIterator[list[Any]]:
+    def tell(self, *values: Any) -> str:
+        """What is filled in in Create, or what is wrong there."""
         language = values[-1]
-        owner, visitor = owner_of(request)
-        idle = [gr.update(interactive=True), gr.update(interactive=False)]
         try:
-            wish, language = create.read(values)
+            wish, language = self.create.read(values)
+            clip = self.studio.check(wish)
+        except FieldErrors as error:
+            return message(text("correct_create", language), "note") + _by_field(error, language)
+        words = text(
+            "what_is_compared",
+            language,
+            model=title_of(clip.offered, language),
+            size=f"{clip.width}x{clip.height}",
+            frames=clip.num_frames,
+            steps=clip.offered.spec.steps if clip.steps is None else clip.steps,
+            seed=text("that_seed", language, seed=clip.seed) if wish.seed.strip() else text("any_seed", language),
+        )
+        return f'<blockquote class="pab-what"><p>{escape(clip.prompt)}</p><small>{escape(words)}</small></blockquote>'
+
+    async def _run(self, request: gr.Request, left: str, right: str, *values: Any) -> AsyncIterator[list[Any]]:
+        language = values[-1]
+
+        def submit(owner: str, visitor: str) -> str:
+            wish, _ = self.create.read(values)
             if right != "as_create":
                 wish = replace(wish, policy=right, **_PLAIN)
-            job = await asyncio.to_thread(self.studio.submit, wish, owner, visitor, against=left)
-        except PabError as error:
-            # The fields are in Create: their names go before what is wrong with them.
-            wrong = error.by_field if isinstance(error, FieldErrors) else {"": str(error)}
-            words = "".join(
-                message(f"{text(name, language)}: {said}" if name else said) for name, said in wrong.items()
-            )
-            yield [f'<div class="pab-stage pab-empty">{words}</div>', gr.skip(), *idle]
-            return
-        busy: list[Any] = [gr.update(interactive=False), gr.update(interactive=True)]
-        async for view in follow(self.studio, job, owner):
-            yield [self._show(view, owner, language), job, *(idle if view.ended else busy)]
-            busy = [gr.skip(), gr.skip()]
+            return self.studio.submit(wish, owner, visitor, against=left)
+
+        def refused(error: PabError) -> str:
+            return refusal(_by_field(error, language) if isinstance(error, FieldErrors) else message(str(error)))
+
+        async for update in self.job.start(submit, refused, language, request):
+            yield update
 
     def _show(self, view: View | None, owner: str, language: str) -> str:
         if view is None:
@@ -106,6 +114,11 @@ class ComparePage:
         if len(entries) < 2:
             return empty_stage(language, "empty_compare")
         return show_pair(self.studio, entries, view.measured, language)
+
+
+def _by_field(error: FieldErrors, language: str) -> str:
+    """The fields are in Create: their names go before what is wrong with them."""
+    return "".join(message(f"{text(name, language)}: {said}") for name, said in error.by_field.items())
 
 
 def show_pair(studio: Studio, entries: list[Entry], measured: dict[str, Any], language: str) -> str:
@@ -138,4 +151,4 @@ def _figures(measured: dict[str, Any], language: str) -> str:
         *((text(name, language), f"{measured[name]:.4f}") for name in ("ssim", "lpips") if name in measured),
         *([(text("memory", language), " / ".join(f"{n / 1e6:.0f} MB" for n in memory))] if all(memory) else []),
     ]
-    return f"<h3>{escape(text('measured', language))}</h3>{table_of(rows)}{message(text('one_run', language), 'note')}"
+    return f"<h2>{escape(text('measured', language))}</h2>{table_of(rows)}{message(text('one_run', language), 'note')}"

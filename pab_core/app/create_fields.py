@@ -6,11 +6,13 @@ import gradio as gr
 
 from ..frame_input import PICTURES
 from ..models.registry import ModelSpec
+from .ideas import is_demo
 from .labels import Labels, choices
-from .offering import length_choices, size_choices, takes_pictures, title_of
+from .models import Offered
+from .offering import length_choices, model_choices, size_choices, takes_pictures
 from .request import RANGES, preset_values
 from .service import Studio
-from .stage import empty_stage
+from .stage import empty_stage, message
 from .texts import text
 
 FIELDS = ("prompt", "negative", "model", "size", "frames", "steps", "guidance", "seed", "policy", "picture")
@@ -33,7 +35,7 @@ class CreateFields:
         self.pictures = gr.State(("", ""))
         with gr.Column(elem_id="pab-create"):
             with gr.Column(elem_classes="pab-ask"):
-                self._ask(labels, first.name)
+                self._ask(labels, first)
             with gr.Column(elem_classes="pab-show"):
                 self.stage = gr.HTML(empty_stage("en"), elem_id="pab-stage")
                 self.schedule = gr.HTML(elem_id="pab-schedule")
@@ -45,7 +47,7 @@ class CreateFields:
         self.inputs = [*fields, self.pictures, language]
         self.look_outputs = [*(getattr(self, f"{name}_error") for name in FIELDS), self.schedule]
 
-    def _ask(self, labels: Labels, model: str) -> None:
+    def _ask(self, labels: Labels, first: Offered) -> None:
         self.prompt = labels(
             gr.Textbox,
             words={"label": "prompt", "placeholder": "prompt_hint"},
@@ -54,14 +56,25 @@ class CreateFields:
             max_lines=8,
             elem_id="pab-prompt",
         )
+        with gr.Row(elem_classes="pab-ideas"):
+            self.knows = labels(
+                gr.HTML, words={"value": knows}, visible=is_demo(first.spec), elem_id="pab-knows", scale=4
+            )
+            self.idea = labels(
+                gr.Button,
+                words={"value": lambda language: f"⚄ {text('idea', language)}"},
+                size="sm",
+                min_width=90,
+                scale=1,
+                elem_id="pab-idea",
+            )
         self.prompt_error = _error()
         self.negative = labels(gr.Textbox, words={"label": "negative"}, visible=False, elem_id="pab-negative")
         self.negative_error = _error()
         self.model = labels(
             gr.Dropdown,
-            words={"label": "model"},
-            choices=[(title_of(offered), name) for name, offered in self.studio.offered.items()],
-            value=model,
+            words={"label": "model", "choices": model_choices(self.studio.offered)},
+            value=first.name,
             visible=len(self.studio.offered) > 1,
             elem_id="pab-model",
         )
@@ -182,3 +195,8 @@ class CreateFields:
 
 def _error() -> gr.HTML:
     return gr.HTML(elem_classes="pab-error-slot")
+
+
+def knows(language: str) -> str:
+    """What the demo models can make."""
+    return message(text("knows", language), "note")

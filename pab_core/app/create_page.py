@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -12,14 +11,15 @@ import gradio as gr
 from ..errors import PabError
 from ..noise_sampling import NoiseSampler
 from .create_fields import FIELDS, SLIDERS, VALUES, CreateFields
-from .following import JobOfBrowser, follow, owner_of
+from .following import JobOfBrowser
+from .ideas import is_demo, new_idea
 from .illustration import show_pictures, show_schedule
 from .jobs import View
 from .labels import Labels
 from .offering import length_choices, size_choices, takes_pictures
 from .request import ClipRequest, FieldErrors, preset_values, with_sliders
 from .service import Studio
-from .stage import empty_stage, message, show_view
+from .stage import empty_stage, message, refusal, show_view
 from .texts import text
 
 
@@ -56,11 +56,18 @@ class CreatePage(CreateFields):
                 self.steps,
                 self.guidance,
                 self.negative,
+                self.knows,
                 self.given,
                 self.policy,
                 self.base,
                 *sliders,
             ],
+            **quiet,
+        )
+        self.idea.click(
+            lambda model, prompt: new_idea(self.studio.offered[model].spec, prompt),
+            [self.model, self.prompt],
+            self.prompt,
             **quiet,
         )
         self.dice.click(lambda: str(secrets.randbelow(2**32)), None, self.seed, **quiet)
@@ -144,6 +151,7 @@ class CreatePage(CreateFields):
             spec.steps,
             spec.guidance,
             gr.update(visible=isinstance(offered.sampler, NoiseSampler)),
+            gr.update(visible=is_demo(spec)),
             gr.update(visible=takes_pictures(spec)),
             "quality",
             "quality",
@@ -160,24 +168,21 @@ class CreatePage(CreateFields):
 
     async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
         """Puts the video into the queue and follows it."""
-        language = values[-1]
-        owner, visitor = owner_of(request)
-        idle = [gr.update(interactive=True), gr.update(interactive=False)]
-        try:
-            wish, language = self.read(values)
-            job = await asyncio.to_thread(self.studio.submit, wish, owner, visitor)
-        except FieldErrors as error:
-            yield [gr.skip(), gr.skip(), *idle, *_beside(error.by_field)]
-            return
-        except PabError as error:
-            yield [_refused(str(error)), gr.skip(), *idle, *_beside({})]
-            return
-        busy = [gr.update(interactive=False), gr.update(interactive=True)]
-        clear = _beside({})
-        async for view in follow(self.studio, job, owner):
-            buttons = idle if view.ended else busy
-            yield [self._show(view, owner, language), job, *buttons, *clear]
-            busy, clear = [gr.skip(), gr.skip()], [gr.skip()] * len(FIELDS)
+        beside: list[Any] = _beside({})
+
+        def submit(owner: str, visitor: str) -> str:
+            return self.studio.submit(self.read(values)[0], owner, visitor)
+
+        def refused(error: PabError) -> Any:
+            nonlocal beside
+            if isinstance(error, FieldErrors):
+                beside = _beside(error.by_field)
+                return gr.skip()
+            return refusal(message(str(error)))
+
+        async for update in self.job.start(submit, refused, values[-1], request):
+            yield [*update, *beside]
+            beside = [gr.skip()] * len(FIELDS)
 
     def _show(self, view: View | None, owner: str, language: str) -> str:
         return empty_stage(language) if view is None else show_view(self.studio, view, owner, language)
@@ -185,7 +190,3 @@ class CreatePage(CreateFields):
 
 def _beside(wrong: Mapping[str, str]) -> list[str]:
     return [message(wrong.get(name, "")) for name in FIELDS]
-
-
-def _refused(words: str) -> str:
-    return f'<div class="pab-stage pab-empty">{message(words)}</div>'

@@ -66,6 +66,29 @@ class JobOfBrowser:
             self.studio.queue.cancel(job, owner)
         return gr.update(interactive=False)
 
+    async def start(
+        self,
+        submit: Callable[[str, str], str],
+        refused: Callable[[PabError], Any],
+        language: str,
+        request: gr.Request,
+    ) -> AsyncIterator[list[Any]]:
+        """Puts a job into the queue and follows it -> the stage, the job's id, the buttons that start and cancel.
+
+        submit: owner, visitor -> id. refused: what the stage shows of a job that was not taken.
+        """
+        owner, visitor = owner_of(request)
+        idle = [gr.update(interactive=True), gr.update(interactive=False)]
+        try:
+            job = await asyncio.to_thread(submit, owner, visitor)
+        except PabError as error:
+            yield [refused(error), gr.skip(), *idle]
+            return
+        busy: list[Any] = [gr.update(interactive=False), gr.update(interactive=True)]
+        async for view in follow(self.studio, job, owner):
+            yield [self._show(view, owner, language), job, *(idle if view.ended else busy)]
+            busy = [gr.skip(), gr.skip()]
+
     async def resume(self, job: str, language: str, request: gr.Request) -> AsyncIterator[list[Any]]:
         """Follows it on a page that is new -> the stage, and the buttons that start and cancel."""
         owner, _ = owner_of(request)

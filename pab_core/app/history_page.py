@@ -33,20 +33,6 @@ class HistoryPage:
         self.chosen = gr.State("")
         self.limit = gr.State(_PAGE)
         with gr.Column(elem_id="pab-history"):
-            self.note = gr.HTML()
-            self.gallery = labels(
-                gr.Gallery,
-                words={"label": "videos"},
-                show_label=False,
-                columns=4,
-                height="auto",
-                allow_preview=False,
-                object_fit="cover",
-                buttons=[],
-                interactive=False,
-                elem_id="pab-gallery",
-            )
-            self.more = labels(gr.Button, words={"value": "show_more"}, size="sm", visible=False)
             with gr.Row(visible=False, elem_id="pab-details") as self.details:
                 with gr.Column(scale=3):
                     self.video = gr.HTML()
@@ -67,6 +53,20 @@ class HistoryPage:
                             elem_id="pab-sure",
                         )
                         self.keep = labels(gr.Button, words={"value": "keep"}, size="sm")
+            self.note = gr.HTML()
+            self.gallery = labels(
+                gr.Gallery,
+                words={"label": "videos"},
+                show_label=False,
+                columns=4,
+                height="auto",
+                allow_preview=False,
+                object_fit="cover",
+                buttons=[],
+                interactive=False,
+                elem_id="pab-gallery",
+            )
+            self.more = labels(gr.Button, words={"value": "show_more"}, size="sm", visible=False)
 
     def connect(self, tab: gr.Tab, tabs: gr.Tabs, create: CreateFields) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -76,7 +76,10 @@ class HistoryPage:
             self._list, [self.limit, self.language], listing, **quiet
         )
         about = [self.chosen, self.details, self.video, self.settings, self.workflow, self.confirm]
-        self.gallery.select(self._choose, [self.shown, self.language], about, **quiet)
+        # It stands above the gallery, which may be long.
+        self.gallery.select(self._choose, [self.shown, self.language], about, **quiet).then(
+            None, None, None, js="() => document.getElementById('pab-history').scrollIntoView({behavior: 'smooth'})"
+        )
         self.delete.click(lambda: gr.update(visible=True), None, self.confirm, **quiet)
         self.keep.click(lambda: gr.update(visible=False), None, self.confirm, **quiet)
         self.sure.click(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..errors import PabError
 from .request import Clip
-from .settings import Limits
+from .settings import Limits, not_kept
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
@@ -35,7 +35,7 @@ class View:
     state: State = "queued"
     position: int = 0  # jobs before it; 0 while it runs
     stage: str = ""  # "load", "denoise", "decode", "write"
-    clip: int = 0  # of a comparison, the one that is made now
+    clip: int = 0  # of a comparison or a measurement, the one that is made now
     clips: int = 1
     done: int = 0
     total: int = 0
@@ -58,6 +58,7 @@ class Job:
     visitor: str  # whom the limits count: the user's name, else the open page
     clips: tuple[Clip, ...]
     view: View
+    measures: str = ""  # the model that it measures; "": its clips are videos to keep
     created: float = field(default_factory=time.time)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -98,9 +99,14 @@ class JobQueue:
 
     # ---------------------------------------------------------------------------------------------------- for users
 
-    def submit(self, owner: str, visitor: str, clips: Sequence[Clip]) -> str:
-        """The id of the new job. PabError where the queue, or the visitor's part of it, is full."""
+    def submit(self, owner: str, visitor: str, clips: Sequence[Clip], measures: str = "") -> str:
+        """The id of the new job.
+
+        PabError where the queue, or the visitor's part of it, is full, or what it `measures` is being measured already.
+        """
         with self._lock:
+            if measures and any(job.measures == measures and not job.view.ended for job in self._jobs.values()):
+                raise PabError("This model is being measured already; its chart appears here when that has ended.")
             mine = [job for job in self._jobs.values() if job.visitor == visitor and not job.view.ended]
             if len(mine) >= self._limits.queued_each:
                 raise PabError(
@@ -108,7 +114,7 @@ class JobQueue:
                 )
             if len(self._waiting) >= self._limits.queued:
                 raise PabError(f"The queue is full: {len(self._waiting)} videos are waiting. Try again in a while.")
-            job = Job(owner, visitor, tuple(clips), View(secrets.token_hex(16), clips=len(clips)))
+            job = Job(owner, visitor, tuple(clips), View(secrets.token_hex(16), clips=len(clips)), measures)
             self._jobs[job.view.id] = job
             self._waiting.append(job)
             self._lock.notify_all()
@@ -200,5 +206,5 @@ def describe_failure(error: BaseException) -> str:
     if isinstance(error, MemoryError) or "out of memory" in words or "not enough memory" in words:
         return "There is not enough memory for this clip; choose a smaller size or fewer frames."
     if isinstance(error, OSError) and error.strerror:
-        return f"The video could not be kept: {error.strerror}. If the disk is full, delete videos in the history."
+        return not_kept("The video", error)
     return f"Something in the program failed ({type(error).__name__}). The log of the studio tells more; others go on."

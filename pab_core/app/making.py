@@ -5,20 +5,20 @@ from __future__ import annotations
 import io
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
 from ..errors import PabError
-from ..pipeline import Generation
+from ..results import Generation
 from .comparing import compare_frames
 from .history import Entry, History
 from .jobs import Cancelled, Job, Report
 from .rendering import Event, OnEvent, Renderer
 from .request import Clip
-from .settings import StudioSettings
+from .settings import StudioSettings, not_kept
 
 _PREVIEW_SIDE = 320  # longest side, pixels
 _PREVIEW_APART = 0.4  # seconds between two previews at least
@@ -76,10 +76,7 @@ class Maker:
             for path in (video, thumbnail):
                 path.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise PabError(
-                    f"The video could not be kept: {error.strerror or error}. If the disk is full, delete videos in "
-                    "the history, or make room elsewhere."
-                ) from None
+                raise PabError(not_kept("The video", error)) from None
             raise
 
     def _measure(self, entries: Sequence[Entry], frames: Sequence[Tensor]) -> dict[str, Any]:
@@ -92,7 +89,7 @@ class Maker:
         }
 
 
-def follow(clip: Clip, report: Report) -> OnEvent:
+def follow(clip: Clip, report: Callable[..., None]) -> OnEvent:
     """Tells of each step: how far, how long it will still take, and what the model sees by now."""
     started: float | None = None
     shown = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..conditioning import check_takes_frames
@@ -9,14 +10,23 @@ from ..errors import PabError
 from ..models.registry import ModelSpec
 from ..sizes import DURATIONS, RESOLUTIONS, is_named_size, size_of
 from .models import Offered
+from .texts import keys, text
 
 _RATIOS = ("16:9", "1:1", "9:16")
 
 
-def title_of(offered: Offered) -> str:
-    """As it begins a line."""
+def title_of(offered: Offered, language: str = "en") -> str:
+    """As it begins a line; the names of released models are the same in every language."""
+    key = f"model_{offered.spec.name}"
+    if key in keys():
+        return text(key, language)
     title = offered.spec.title
     return title[:1].upper() + title[1:]
+
+
+def model_choices(offered: Mapping[str, Offered]) -> Callable[[str], list[tuple[str, str]]]:
+    """Choices of a list of models: (title, name)."""
+    return lambda language: [(title_of(one, language), name) for name, one in offered.items()]
 
 
 def size_choices(spec: ModelSpec) -> dict[str, Any]:

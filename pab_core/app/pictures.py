@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import PabError
 from ..frame_input import PICTURES, read_picture
-from .settings import Limits
+from .settings import Limits, not_kept
 
 _LONGEST_SIDE = 2048  # pixels; no model here makes larger frames
 _NAME = re.compile(r"[0-9a-f]{32}")
@@ -43,7 +43,7 @@ def keep_picture(upload: str | Path, folder: Path, limits: Limits) -> str:
         picture.save(folder / f"{name}.png")
     except OSError as error:
         (folder / f"{name}.png").unlink(missing_ok=True)
-        raise PabError(f"The picture could not be kept: {error.strerror or error}. Is the disk full?") from None
+        raise PabError(not_kept("The picture", error)) from None
     return name
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..devices import check_device
 from ..errors import PabError
 from ..evaluate.machine import peak_gpu_memory
 from ..parallel.pool.asked import chosen_pool
@@ -20,14 +21,15 @@ from ..parallel.pool.failures import JobCancelled, WorkerError
 from ..parallel.pool.generating import Pool, generate_on_pool
 from ..parallel.pool.job import ModelSource
 from ..parallel.pool.record import PoolProgress
-from ..pipeline import Generation, Progress, check_device
+from ..pipeline import Pipeline
+from ..results import Generation, Progress
 from ..tasks import Given
 from .jobs import Cancelled
 from .models import LoadedModel
 from .request import Clip
 from .settings import StudioSettings
 
-_WARM_UP_STEPS = 2
+_WARM_UP_STEPS = 4  # PNDM makes no less
 _LOOK = 0.2  # seconds between two looks at whether a job is cancelled
 
 
@@ -76,38 +78,41 @@ class InProcess:
         self._working = False
 
     def render(self, clip: Clip, cancelled: threading.Event, on_event: OnEvent) -> tuple[Generation, int | None]:
-        if self.loaded.name != clip.offered.name:
-            on_event(Event("load"))
-        pipe = self.loaded.get(clip.offered)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
         def tell(event: Progress) -> None:
             latents = event.latents
             picture = None if latents is None else lambda: pipe.preview(latents)
             on_event(Event(event.stage, event.done, event.total, picture))
 
-        self._working = True
-        try:
+        with self._at_work(clip, on_event) as pipe:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
             made = pipe.generate(clip.prompt, progress=tell, **_settings_of(clip))
-        finally:
-            self._working = False
         return made, peak_gpu_memory()
 
     def warm_up(self, clip: Clip, cancelled: threading.Event, on_event: OnEvent) -> None:
-        if self.loaded.name != clip.offered.name:
-            on_event(Event("load"))
-        pipe = self.loaded.get(clip.offered)
         size: dict[str, Any] = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width}
-        on_event(Event("warm-up"))
-        text = pipe.encode_prompt(clip.prompt, clip.negative)
-        table = pipe.schedule("off", steps=_WARM_UP_STEPS, **size)
-        noise = pipe.prepare_latents(clip.seed, **size)
         tell = lambda event: on_event(Event("warm-up"))  # noqa: E731
-        pipe.denoise(noise, text, table, steps=_WARM_UP_STEPS, seed=clip.seed, progress=tell, **size)
+        with self._at_work(clip, on_event) as pipe:
+            on_event(Event("warm-up"))
+            text = pipe.encode_prompt(clip.prompt, clip.negative)
+            table = pipe.schedule("off", steps=_WARM_UP_STEPS, **size)
+            noise = pipe.prepare_latents(clip.seed, **size)
+            pipe.denoise(noise, text, table, steps=_WARM_UP_STEPS, seed=clip.seed, progress=tell, **size)
+
+    @contextmanager
+    def _at_work(self, clip: Clip, on_event: OnEvent) -> Iterator[Pipeline]:
+        """The clip's model, loaded if need be."""
+        self._working = True
+        try:
+            if self.loaded.name != clip.offered.name:
+                on_event(Event("load"))
+            yield self.loaded.get(clip.offered)
+        finally:
+            self._working = False
 
     def status(self) -> dict[str, Any]:
-        row = {"device": str(self._device), "name": None, "state": "working" if self._working else "ready"}
+        name = torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else None
+        row = {"device": str(self._device), "name": name, "state": "working" if self._working else "ready"}
         return {"workers": [row], "loaded": self.loaded.name, "warnings": [], "trouble": []}
 
     @property

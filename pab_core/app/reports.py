@@ -1,17 +1,22 @@
-"""What `pab bench` and `pab calibrate` left behind of a model, as Explore finds it; other files are passed over."""
+"""What `pab bench`, `pab calibrate` and the studio's own measurement left behind of a model, as Explore finds it.
+
+Where there is nothing, what comes with the package: PACKAGED/MODEL/quality.json, changes.json and proposal.json, files
+as those commands write them. Files of other kinds are passed over.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..broadcast.calibrated import own_folder
 from ..models.registry import ModelSpec
 
+PACKAGED = Path(__file__).resolve().parent.parent / "demo" / "measured"
 _KINDS = ("spatial", "temporal", "cross", "mlp")
 
 
@@ -23,6 +28,7 @@ class Curves:
     kinds: dict[str, tuple[float, ...]]
     clips: int
     calm: tuple[float, float] | None
+    packaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Quality:
     points: tuple[Point, ...]
     clips: int
     machine: str
+    packaged: bool = False  # measured elsewhere
 
 
 def find_speed(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
@@ -56,29 +63,31 @@ def find_speed(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
 
 
 def find_quality(folders: Sequence[Path], name: str) -> Quality | None:
-    """The newest that `pab bench quality` wrote of a model."""
+    """The newest that `pab bench quality` or the studio wrote of a model, else the package's."""
     best: tuple[float, Quality] | None = None
     for path, found in _reports(folders):
-        header, rows = found.get("header"), found.get("policies")
-        if not isinstance(header, dict) or header.get("model") != name or not isinstance(rows, list):
-            continue
-        read = _read_quality(header, rows, found.get("clips"))
-        moment = path.stat().st_mtime
+        read = _read_quality(found, name)
+        moment = _moment(path)
         if read is not None and (best is None or moment > best[0]):
             best = moment, read
-    return None if best is None else best[1]
+    if best is not None:
+        return best[1]
+    packaged = _read_quality(_read(PACKAGED / name / "quality.json") or {}, name)
+    return None if packaged is None else replace(packaged, packaged=True)
 
 
 def find_curves(spec: ModelSpec, folders: Sequence[Path] = ()) -> Curves | None:
-    """The newest recording of a model by `pab calibrate`, where that keeps them or in one of the folders."""
+    """The newest recording of a model by `pab calibrate`, where that keeps them or in one of the folders; else the
+    package's."""
     usual = own_folder().glob(f"{spec.family}-{spec.depth}*.calibration/changes.json")
     others = (path for folder in folders if folder.is_dir() for path in folder.glob("*/changes.json"))
-    for path in sorted({*usual, *others}, key=_moment, reverse=True):
+    packaged = PACKAGED / spec.name / "changes.json"
+    for path in [*sorted({*usual, *others}, key=_moment, reverse=True), packaged]:
         found = _read(path)
         if found is not None and found.get("model") == spec.name:
             curves = _read_curves(found, _read(path.with_name("proposal.json")) or {})
             if curves is not None:
-                return curves
+                return replace(curves, packaged=path == packaged)
     return None
 
 
@@ -127,23 +136,28 @@ def _read_curves(found: dict[str, Any], proposal: dict[str, Any]) -> Curves | No
     return Curves(kinds, clips, calm)
 
 
-def _read_quality(header: dict[str, Any], rows: list[Any], clips: Any) -> Quality | None:
+def _read_quality(found: dict[str, Any], name: str) -> Quality | None:
+    """None where it is no report of the model of that name."""
+    header, rows = found.get("header"), found.get("policies")
+    if not isinstance(header, dict) or header.get("model") != name or not isinstance(rows, list):
+        return None
+
     def points(metric: str) -> list[Point]:
-        read = []
+        made = []
         for row in rows:
             told = row.get(metric) if isinstance(row, dict) else None
             if not isinstance(told, dict):
                 continue
             mean, speedup, error = _number(told.get("mean")), _number(row.get("speedup")), _number(told.get("error"))
             if mean is not None and speedup is not None:
-                read.append(Point(str(row.get("policy")), speedup, mean, error or 0.0))
-        return read
+                made.append(Point(str(row.get("policy")), speedup, mean, error or 0.0))
+        return made
 
     for metric in ("lpips", "psnr"):
-        if found := points(metric):
+        if read := points(metric):
             machine = header.get("machine")
             parts = [f"{key} {value}" for key, value in machine.items()] if isinstance(machine, dict) else []
-            return Quality(metric, tuple(found), int(_number(clips) or 0), ", ".join(parts))
+            return Quality(metric, tuple(read), int(_number(found.get("clips")) or 0), ", ".join(parts))
     return None
 
 

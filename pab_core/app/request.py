@@ -21,8 +21,8 @@ from ..conditioning import check_takes_frames
 from ..errors import PabError
 from ..models.registry import ModelSpec
 from ..noise_sampling import NoiseSampler
-from ..pipeline import check_guidance, check_seed, clip_size, schedule_for
 from ..prompt_cleaning import clean_prompt
+from ..settings import check_guidance, check_seed, clip_size, schedule_for
 from .models import Offered
 from .settings import Limits
 

@@ -14,8 +14,10 @@ from ..broadcast import ScheduleTable
 from ..errors import PabError
 from . import pictures
 from .history import Entry, History
-from .jobs import JobQueue, View
+from .ideas import measured_prompts
+from .jobs import Job, JobQueue, Report, View
 from .making import Maker
+from .measuring import CLIPS, POLICIES, Measurer
 from .models import Offered, offered_models, predicted_saving
 from .rendering import make_renderer
 from .request import Clip, ClipRequest, FieldErrors, check_request
@@ -32,7 +34,11 @@ class Studio:
         self.offered = offered_models(settings.models)
         self.history = History(settings.database, settings.videos)
         self.renderer = make_renderer(settings)
-        work = Maker(settings, self.history, self.renderer)
+        make, measure = Maker(settings, self.history, self.renderer), Measurer(settings, self.renderer)
+
+        def work(job: Job, report: Report) -> None:
+            (measure if job.measures else make)(job, report)
+
         self.queue = JobQueue(work, settings.limits, traceback.print_exception, self.renderer.at_once)
 
     def close(self) -> None:
@@ -56,6 +62,19 @@ class Studio:
         if other.policy == clip.policy:
             raise FieldErrors({"policy": "Both sides have the same settings: choose another policy for one of them."})
         return self.queue.submit(owner, visitor, [other, clip])
+
+    def measure(self, model: str, owner: str, visitor: str) -> str:
+        """Puts a measurement of speed against quality into the queue; its chart is Explore's. -> the job's id."""
+        self.settings.check_space()
+        offered = self.offered.get(model)
+        if offered is None:
+            raise FieldErrors({"model": f"There is no model named '{model}' here."})
+        clips = [
+            self.check(ClipRequest(prompt=prompt, model=model, policy=policy, seed=str(seed)))
+            for seed, prompt in enumerate(measured_prompts(offered.spec, CLIPS), start=1)
+            for policy in POLICIES
+        ]
+        return self.queue.submit(owner, visitor, clips, measures=model)
 
     def saving(self, clip: Clip) -> float:
         """Share of the denoising's arithmetic that is left out, 0..1."""

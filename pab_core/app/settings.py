@@ -75,6 +75,14 @@ class StudioSettings:
             )
 
 
+def not_kept(what: str, error: OSError) -> str:
+    """What a user is told where a file could not be written."""
+    return (
+        f"{what} could not be kept: {error.strerror or error}. If the disk is full, delete videos in the history, or "
+        "make room elsewhere."
+    )
+
+
 def default_data() -> Path:
     """Where videos are kept if nothing else is said: $PAB_STUDIO, else a folder of the user's home."""
     return Path(os.environ.get("PAB_STUDIO") or Path.home() / "pab-studio")

@@ -50,7 +50,59 @@ def workflow_for(request: ClipRequest, spec: ModelSpec) -> dict[str, Any]:
         for place, value in values.get(node["type"], {}).items():
             widgets = node["widgets_values"]
             widgets[place : place + 1] = [value]  # one behind the last is appended
+    _give_pictures(graph, {"first_frame": bool(request.picture), "last_frame": bool(request.last_picture)})
     return graph
+
+
+def _give_pictures(graph: dict[str, Any], given: dict[str, bool]) -> None:
+    """Adds what a video from pictures needs. Its files stay here: whoever opens it in ComfyUI chooses them there."""
+    if not any(given.values()):
+        return
+    sampler = next(node for node in graph["nodes"] if node["type"] == "PABSampler")
+    left, top = 40, 900
+    condition = _node(graph, "PABGiven", [left + 380, top + 200], [340, 200], [0.0, False, 0], ("given", "PAB_GIVEN"))
+    condition["inputs"] = [
+        {"name": name, "type": kind, "link": None}
+        for name, kind in (("first_frame", "IMAGE"), ("last_frame", "IMAGE"), ("video", "VIDEO"))
+    ]
+    for place, name in enumerate(given):
+        if given[name]:
+            file = f"{name.replace('_', '-')}.png"
+            size, where = [340, 330], [left, top + 380 * place]
+            picture = _node(graph, "LoadImage", where, size, [file, "image"], ("IMAGE", "IMAGE"), ("MASK", "MASK"))
+            picture["title"] = f"{name.replace('_', ' ').capitalize()}: choose the picture"
+            _link(graph, picture, condition, place)
+    _link(graph, condition, sampler, [slot["name"] for slot in sampler["inputs"]].index("given"))
+
+
+def _node(
+    graph: dict[str, Any], kind: str, where: list[int], size: list[int], widgets: list[Any], *outputs: tuple[str, str]
+) -> dict[str, Any]:
+    graph["last_node_id"] += 1
+    node = {
+        "id": graph["last_node_id"],
+        "type": kind,
+        "pos": where,
+        "size": size,
+        "flags": {},
+        "order": len(graph["nodes"]),
+        "mode": 0,
+        "inputs": [],
+        "outputs": [{"name": name, "type": made, "links": []} for name, made in outputs],
+        "properties": {"Node name for S&R": kind},
+        "widgets_values": widgets,
+    }
+    graph["nodes"].append(node)
+    return node
+
+
+def _link(graph: dict[str, Any], source: dict[str, Any], target: dict[str, Any], place: int) -> None:
+    """From the first output of one node to an input of another."""
+    graph["last_link_id"] += 1
+    output, entry = source["outputs"][0], target["inputs"][place]
+    graph["links"].append([graph["last_link_id"], source["id"], 0, target["id"], place, output["type"]])
+    output["links"].append(graph["last_link_id"])
+    entry["link"] = graph["last_link_id"]
 
 
 def _pixels(request: ClipRequest, spec: ModelSpec) -> tuple[int, int]:

@@ -26,6 +26,11 @@ def message(words: str, kind: str = "error") -> str:
     return f'<p class="pab-message pab-{kind}" role="{role}">{escape(words)}</p>' if words else ""
 
 
+def refusal(messages: str) -> str:
+    """In place of a video: why it is not made."""
+    return f'<div class="pab-stage pab-empty">{messages}</div>'
+
+
 def show_view(studio: Studio, view: View, owner: str, language: str) -> str:
     """A job of one video."""
     if view.state == "done":
@@ -37,19 +42,22 @@ def show_view(studio: Studio, view: View, owner: str, language: str) -> str:
 
 def show_progress(view: View, language: str) -> str:
     if view.state == "failed":
-        head = escape(text("failed", language))
-        return f'<div class="pab-stage pab-empty"><h3>{head}</h3>{message(view.error)}</div>'
+        return refusal(f"<h2>{escape(text('failed', language))}</h2>{message(view.error)}")
     if view.state == "cancelled":
         return empty_stage(language, "cancelled")
     picture = ""
     if view.preview:
         data = base64.b64encode(view.preview).decode("ascii")
         picture = f'<img alt="" src="data:image/webp;base64,{data}">'
+    return f'<div class="pab-stage" data-state="{view.state}">{picture}</div>{show_bar(view, language)}'
+
+
+def show_bar(view: View, language: str) -> str:
+    """How far a job is that has not ended, with a line of words."""
     words, share = describe_stage(view, language), _share(view)
     bar = f'style="width:{share:.1%}"' if share is not None else 'class="pab-unknown"'
     now = f'aria-valuenow="{share * 100:.0f}"' if share is not None else ""
     return (
-        f'<div class="pab-stage" data-state="{view.state}">{picture}</div>'
         f'<div class="pab-bar" role="progressbar" aria-label="{escape(text("progress", language))}" aria-valuemin="0" '
         f'aria-valuemax="100" {now}><div {bar}></div></div>'
         f'<p class="pab-status" role="status">{escape(words)}</p>'
@@ -62,7 +70,7 @@ def describe_stage(view: View, language: str) -> str:
         return text("queued", language, position=view.position) if view.position else text("next", language)
     parts = []
     if view.clips > 1 and view.stage in (*_BARS, "write"):
-        parts.append(text("second_of_two" if view.clip else "first_of_two", language))
+        parts.append(text("which_of", language, number=view.clip + 1, count=view.clips))
     if view.stage == "denoise" and not view.done:
         parts.append(text("starting", language))
     elif view.stage:

@@ -29,7 +29,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title=text("title"), analytics_enabled=False, fill_width=False, delete_cache=(3600, 3600)) as page:
         add_endpoints(studio)  # first: gradio gives names to what the page does, too, and must not take these
         language = gr.State("en")
-        made, compared = remembered("pab-create-job"), remembered("pab-compare-job")
+        made, compared, measured = (remembered(f"pab-{tab}-job") for tab in ("create", "compare", "explore"))
         with gr.Row(elem_id="pab-head"):
             labels(gr.HTML, words={"value": _head}, elem_id="pab-title")
             switch = labels(
@@ -43,19 +43,19 @@ def build_page(studio: Studio) -> gr.Blocks:
                 elem_id="pab-language",
             )
         with gr.Tabs(elem_id="pab-tabs") as tabs:
-            with labels(gr.Tab, words={"label": "create"}, id=0):
+            with labels(gr.Tab, words={"label": "create"}, id=0) as create_tab:
                 create = CreatePage(studio, labels, language, made)
-            with labels(gr.Tab, words={"label": "compare"}, id=1):
-                compare = ComparePage(studio, labels, language, compared)
+            with labels(gr.Tab, words={"label": "compare"}, id=1) as compare_tab:
+                compare = ComparePage(studio, labels, language, compared, create)
             with labels(gr.Tab, words={"label": "explore"}, id=2) as explore_tab:
-                explore = ExplorePage(studio, labels, language)
+                explore = ExplorePage(studio, labels, language, measured)
             with labels(gr.Tab, words={"label": "history"}, id=3) as history_tab:
                 history = HistoryPage(studio, labels, language)
         create.connect()
-        compare.connect(create)
-        explore.connect(explore_tab)
+        compare.connect(compare_tab)
+        explore.connect(explore_tab, (create_tab, compare_tab, history_tab))
         history.connect(history_tab, tabs, create)
-        _connect_language(page, labels, switch, language, create, compare)
+        _connect_language(page, labels, switch, language, create, compare, explore)
     page.queue(default_concurrency_limit=4, api_open=False)
     return page
 
@@ -65,7 +65,13 @@ def _head(language: str) -> str:
 
 
 def _connect_language(
-    page: gr.Blocks, labels: Labels, switch: gr.Radio, language: gr.State, create: CreatePage, compare: ComparePage
+    page: gr.Blocks,
+    labels: Labels,
+    switch: gr.Radio,
+    language: gr.State,
+    create: CreatePage,
+    compare: ComparePage,
+    explore: ExplorePage,
 ) -> None:
     """What changes with the language, and what a page shows that has just been opened."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -84,10 +90,16 @@ def _connect_language(
     greeted = page.load(greet, None, [switch, language, *labels.controls], **quiet)
     for first in (spoken, greeted):
         first.then(create.look, create.inputs, errors, **quiet)
-    for part in (create, compare):
+        # For screen readers, which pronounce the page by it.
+        first.then(None, switch, None, js="(spoken) => { document.documentElement.lang = spoken; }")
+    for part in (create, compare, explore):
         job, told = part.job, [part.job.id, language]
         spoken.then(job.look, told, part.resumed[0], **quiet)
-        greeted.then(job.resume, told, part.resumed, concurrency_limit=None, **quiet)
+        resumed = greeted.then(job.resume, told, part.resumed, concurrency_limit=None, **quiet)
+        if part is explore:
+            resumed.then(explore.show, [explore.model, language], explore.content, **quiet)
+    seen = [explore.model, language]
+    spoken.then(explore.show, seen, explore.content, **quiet).then(compare.tell, create.inputs, compare.what, **quiet)
 
 
 def launch_options() -> dict[str, Any]:

@@ -127,9 +127,10 @@ class Grid(NamedTuple):
 
 
 def choose_tiling(
-    vae: VideoVAE, num_frames: int, height: int, width: int, dtype: torch.dtype, free_bytes: int
+    vae: VideoVAE, num_frames: int, height: int, width: int, dtype: torch.dtype, free_bytes: int | None
 ) -> Tiling | None:
-    """The authors' own way of decoding where it fits in the free memory, else the largest tiles that do.
+    """The authors' own way of decoding where it fits in the free memory, or that is not known, else the largest tiles
+    that do.
 
     None = whole frames, without tiles. Where whole frames are the authors' way, they are cut into tiles only if fewer
     of them at once do not help.
@@ -137,9 +138,12 @@ def choose_tiling(
     Raises:
         PabError: not even the smallest tiles fit.
     """
+    if free_bytes is None:
+        return vae.authors_tiling
+    free = free_bytes
 
     def fits(tiling: Tiling | None) -> bool:
-        return decode_bytes(vae, num_frames, height, width, dtype, tiling) <= USABLE * free_bytes
+        return decode_bytes(vae, num_frames, height, width, dtype, tiling) <= USABLE * free
 
     if fits(vae.authors_tiling):
         return vae.authors_tiling
@@ -150,7 +154,7 @@ def choose_tiling(
     least = min(decode_bytes(vae, num_frames, height, width, dtype, tiling) for tiling in tilings) / USABLE
     raise PabError(
         f"Decoding {num_frames} frames of {width} x {height} pixels needs {_mebibytes(least)} of free memory even in "
-        f"tiles of {tilings[-1].pixels} pixels, but {_mebibytes(free_bytes)} are free. Free some, make a shorter or "
+        f"tiles of {tilings[-1].pixels} pixels, but {_mebibytes(free)} are free. Free some, make a shorter or "
         "smaller video, or decode on the CPU."
     )
 

@@ -22,8 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import DEMOS, find_model
+from ..devices import check_device
 from ..noise_sampling import NoiseSampler
-from ..pipeline import Pipeline, check_device, to_uint8
+from ..pipeline import Pipeline
+from ..pixels import to_uint8
 from .captions import CAMERAS, FLOORS, SKIES, TEXTURES, Prompt, SceneFields, evaluation_prompts, needs_texture
 from .judge import FPS, FRAMES, HEIGHT, JUDGE_FILE, WIDTH, Judge, Verdict, load_judge
 from .render import render

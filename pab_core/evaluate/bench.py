@@ -14,7 +14,8 @@ from torch import Tensor
 from ..acceleration.choice import Speed, transformer_dtype
 from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
-from ..pipeline import Pipeline, clip_size
+from ..pipeline import Pipeline
+from ..settings import clip_size
 from ..text import TextEmbedding
 from .machine import describe_machine
 from .random_weights import random_text

@@ -23,8 +23,8 @@ from ..broadcast import ScheduleTable
 from ..errors import PabError
 from ..models.registry import ARCHITECTURES, ModelSpec, model_spec
 from ..parallel.collectives import PREDICTION, TEMPORAL
-from ..parallel.methods import SEQUENCE_METHODS, Sizes, check_ranks, find_method
-from ..pipeline import schedule_for
+from ..parallel.methods import SEQUENCE_METHODS, Sizes, check_sizes, find_method
+from ..settings import schedule_for
 from .comm_ranks import LATENT_ROWS, WIDTH, latent_columns
 
 PAPER_METHODS = ("megatron", "ulysses", "dsp")  # in the order of the paper's table
@@ -83,7 +83,7 @@ def measure_comm(
                 f"The method {method} exchanges nothing in temporal attention, which is what is counted here: choose "
                 f"of {', '.join(SEQUENCE_METHODS)}, or one of them after cfg+."
             )
-        check_ranks(method, ranks, spec)
+        check_sizes(method, ranks, Sizes.of_clip(spec))
     depth = max(_depth_for(spec, schedule_for(spec, policy), policy) for policy in policies)
     runs = [(method, policy) for method in methods for policy in policies]
     counts = _run_ranks(spec, ranks, depth, runs, seconds)

@@ -23,7 +23,8 @@ from ..broadcast import ScheduleTable
 from ..checkpoints import SAMPLERS
 from ..models.registry import ARCHITECTURES, ModelSpec, model_spec
 from ..parallel import attach
-from ..pipeline import Pipeline, schedule_for
+from ..pipeline import Pipeline
+from ..settings import schedule_for
 from ..text import TextEmbedding
 
 HEADS = 16

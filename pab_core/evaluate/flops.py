@@ -29,7 +29,7 @@ from ..models.layers import Branch, Kind
 from ..models.open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V
 from ..models.registry import ModelSpec, model_spec
 from ..models.stdit3 import STDiT3, STDiT3Config
-from ..pipeline import schedule_for
+from ..settings import schedule_for
 
 Config = STDiT3Config | LatteConfig | OpenSoraPlanConfig
 

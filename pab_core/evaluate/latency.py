@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ..pipeline import Pipeline, clip_size
+from ..pipeline import Pipeline
+from ..settings import clip_size
 from ..text import TextEmbedding
 from .costs import now
 from .machine import describe_machine

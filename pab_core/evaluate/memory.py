@@ -15,7 +15,9 @@ from ..broadcast.cache import Store, make_store
 from ..broadcast.host_cache import HostCache
 from ..errors import PabError
 from ..offload import Mode, check_mode, offload, tensors_of
-from ..pipeline import Pipeline, Progress, clip_size
+from ..pipeline import Pipeline
+from ..results import Progress
+from ..settings import clip_size
 from ..text import TextEmbedding
 from .live_bytes import LiveBytes
 from .machine import describe_machine

@@ -15,52 +15,29 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PabError
-from .layers import (
+from .latte_layers import (
     AdaLayerNormSingle,
-    Attention,
-    Branch,
-    FeedForward,
-    Kind,
+    Conditioning,
+    LatteBlock,
     PatchEmbed2d,
     Projection,
-    Seam,
-    Stream,
-    Update,
+    T2VConfig,
     attention_bias,
-    compute,
-    modulate,
-    run_block,
+    latte_branches,
     sincos_positions,
+    unpatchify,
 )
+from .layers import Branch, Seam, compute, modulate, run_blocks
 
 # What a config.json may say of the architecture's variants: diffusers' blocks know more of them than Latte uses.
 _FIXED = {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "activation_fn": "gelu-approximate"}
-_KINDS: dict[Stream, tuple[Kind, ...]] = {"spatial": ("spatial", "cross", "mlp"), "temporal": ("temporal", "mlp")}
 
 
 @dataclass(frozen=True)
-class LatteConfig:
+class LatteConfig(T2VConfig):
     """The fields of a released config.json that shape the model; the defaults are the released XL/2."""
 
-    num_attention_heads: int = 16
-    attention_head_dim: int = 72
-    num_layers: int = 28
-    patch_size: int = 2
-    in_channels: int = 4
-    out_channels: int = 8  # the noise, then the part of the learned variance, which sampling leaves out
     sample_size: int = 64  # side of the latents that it was trained on
-    caption_channels: int = 4096
-    attention_bias: bool = True
-    norm_eps: float = 1e-6
-
-    @property
-    def hidden_size(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def depth(self) -> int:
-        """Blocks of each stream."""
-        return self.num_layers
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "LatteConfig":
@@ -77,82 +54,6 @@ class LatteConfig:
                 )
         # An entry that is null stands for the default.
         return cls(**{f.name: config[f.name] for f in fields(cls) if config.get(f.name) is not None})
-
-
-def latte_branches(depth: int) -> tuple[Branch, ...]:
-    """All residual branches in the order in which they run: `depth` pairs of a spatial and a temporal block.
-
-    Temporal blocks do not look at the text.
-    """
-    return tuple(
-        Branch(kind, stream, block) for block in range(depth) for stream, kinds in _KINDS.items() for kind in kinds
-    )
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What one call of the model gives to every block."""
-
-    modulation: Tensor  # [B, 6, D]
-    text: Tensor  # [B, L, D]
-    text_bias: Tensor | None  # [B, 1, 1, L], added to attention scores; None: all tokens are real
-
-
-class LatteBlock(nn.Module):
-    """Spatial: self-attention within a frame, cross-attention, feed-forward; temporal: along time, feed-forward."""
-
-    def __init__(self, config: LatteConfig, stream: Stream, block: int):
-        super().__init__()
-        width, heads = config.hidden_size, config.num_attention_heads
-        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
-        self.attn1 = Attention(width, heads, config.attention_bias)
-        if stream == "spatial":
-            self.attn2 = Attention(width, heads, config.attention_bias)
-        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
-        self.ff = FeedForward(width)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-        self.stream: Stream = stream
-        self.branches = tuple(Branch(kind, stream, block) for kind in _KINDS[stream])
-
-    def forward(self, x: Tensor, cond: Conditioning, seam: Seam = compute) -> Tensor:
-        """x [B, T, S, D] -> [B, T, S, D]."""
-        for branch, update in self.updates():
-            x = x + seam(branch, update, x, cond)
-        return x
-
-    def updates(self) -> tuple[tuple[Branch, Update], ...]:
-        """The branches in their order, each with the function that computes its update."""
-        of_kind: dict[Kind, Update] = {
-            self.stream: self.self_attention,
-            "cross": self.cross_attention,
-            "mlp": self.feed_forward,
-        }
-        return tuple((branch, of_kind[branch.kind]) for branch in self.branches)
-
-    def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The gated update of self-attention: x [B, T, S, D] -> [B, T, S, D]."""
-        shift, scale, gate = self._modulation(cond, slice(0, 3))
-        h = modulate(self.norm1(x), shift, scale)
-        if self.stream == "spatial":
-            h = self.attn1(h.flatten(0, 1)).unflatten(0, x.shape[:2])  # [B T, S, D]
-        else:
-            h = h.transpose(1, 2)  # [B, S, T, D]
-            h = self.attn1(h.flatten(0, 1)).unflatten(0, h.shape[:2]).transpose(1, 2)
-        return gate * h
-
-    def cross_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The update of cross-attention, neither normalised nor gated: x [B, T, S, D] -> [B, T, S, D]."""
-        return self.attn2(x.flatten(1, 2), cond.text, cond.text_bias).view(x.shape)
-
-    def feed_forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The gated update of the MLP: x [B, T, S, D] -> [B, T, S, D]."""
-        shift, scale, gate = self._modulation(cond, slice(3, 6))
-        return gate * self.ff(modulate(self.norm2(x), shift, scale))
-
-    def _modulation(self, cond: Conditioning, rows: slice) -> tuple[Tensor, ...]:
-        """Shift, scale and gate, each [B, 1, 1, D]."""
-        table = self.scale_shift_table[rows] + cond.modulation[:, rows]
-        return table[:, :, None, None].unbind(1)
 
 
 class LatteT2V(nn.Module):
@@ -201,7 +102,7 @@ class LatteT2V(nn.Module):
         Returns:
             float32 [B, out_channels, T, H, W]; the first C channels are the noise.
         """
-        dtype = self.proj_out.weight.dtype
+        dtype, patch = self.proj_out.weight.dtype, self.config.patch_size
         num_frames, height, width = hidden_states.shape[2:]
         x = self.pos_embed(hidden_states.to(dtype))
         modulation, embedding = self.adaln_single(timestep)
@@ -209,25 +110,20 @@ class LatteT2V(nn.Module):
         bias = None if encoder_attention_mask is None else attention_bias(encoder_attention_mask, dtype)[:, None, None]
 
         cond = Conditioning(modulation, text, bias)
-        for i in range(self.config.num_layers):
-            x = run_block(self.transformer_blocks[i], x, cond, seam)
-            if not enable_temporal_attentions:
-                continue
-            if i == 0 and num_frames > 1:
+        blocks = list(self.transformer_blocks)
+        if enable_temporal_attentions:
+            x = run_blocks(blocks[:1], x, cond, seam)
+            if num_frames > 1:
                 x = x + self.frame_positions(num_frames).to(dtype)
-            x = run_block(self.temporal_transformer_blocks[i], x, cond, seam)
+            pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+            blocks = [block for pair in pairs for block in pair][1:]
+        x = run_blocks(blocks, x, cond, seam)
 
         shift, scale = (self.scale_shift_table + embedding[:, None])[:, :, None, None].unbind(1)  # each [B, 1, 1, D]
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))
-        return self.unpatchify(x, height // self.config.patch_size, width // self.config.patch_size).float()
+        return unpatchify(x, patch, height // patch, width // patch).float()
 
     def frame_positions(self, num_frames: int) -> Tensor:
         """Sinusoidal position of each latent frame -> float32 [T, 1, D]."""
         frames = torch.arange(num_frames, device=self.proj_out.weight.device)
         return sincos_positions(frames, self.config.hidden_size)[:, None]
-
-    def unpatchify(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """[B, T, S, patch area x out_channels] -> [B, out_channels, T, H, W]."""
-        patch = self.config.patch_size
-        x = x.unflatten(3, (patch, patch, -1)).unflatten(2, (rows, columns))  # B, T, H', W', ph, pw, C
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

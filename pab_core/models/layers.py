@@ -1,7 +1,7 @@
 """Layers that the video diffusion transformers share, and the seam of their blocks."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -38,10 +38,15 @@ def compute(branch: Branch, update: Update, x: Tensor, cond: Any) -> Tensor:
     return update(x, cond)
 
 
-def run_block(block: Any, x: Tensor, cond: Any, seam: Seam) -> Tensor:
-    """A block through a seam. One that has a `run_block` takes whole blocks, to compile them."""
-    whole = getattr(seam, "run_block", None)
-    return block(x, cond, seam) if whole is None else whole(block, x, cond)
+def run_blocks(blocks: Sequence[Any], x: Tensor, cond: Any, seam: Seam) -> Tensor:
+    """Blocks one after the other through a seam. One that has a `run_blocks` takes them all at once, and may melt the
+    end of one into the beginning of the next."""
+    whole = getattr(seam, "run_blocks", None)
+    if whole is not None:
+        return whole(blocks, x, cond)
+    for block in blocks:
+        x = block(x, cond, seam)
+    return x
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -146,132 +151,3 @@ class CrossAttention(nn.Module):
         k, v = self.kv_linear(text).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(x.transpose(1, 2).flatten(2))
-
-
-# ------------------------------------------------- layers of Latte and Open-Sora-Plan, under the names of diffusers
-
-
-def sincos_positions(positions: Tensor, dim: int) -> Tensor:
-    """Sines then cosines of `positions` [N] at dim/2 frequencies -> float32 [N, dim].
-
-    Computed in float64, as the released models were trained, and on the CPU, since not every device has that type.
-    """
-    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device="cpu") / (dim / 2))
-    angles = positions.to("cpu", torch.float64)[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(positions.device, torch.float32)
-
-
-class PatchEmbed2d(nn.Module):
-    """Cuts each frame into patches and adds their positions: [B, C, T, H, W] -> [B, T, S, D].
-
-    Positions are counted in units of the trained grid, of `base_size` patches a side, whatever the size of the frame:
-    half of the channels hold the column, half the row.
-    """
-
-    def __init__(self, patch_size: int, in_channels: int, hidden_size: int, base_size: int, interpolation_scale: float):
-        super().__init__()
-        self.proj = nn.Conv2d(in_channels, hidden_size, kernel_size=patch_size, stride=patch_size)
-        self.base_size = base_size
-        self.interpolation_scale = interpolation_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.proj(x.transpose(1, 2).flatten(0, 1)).permute(0, 2, 3, 1)  # [B T, H', W', D]
-        h = (h + self.positions(h.shape[1], h.shape[2], h.device)).to(h.dtype)
-        return h.flatten(1, 2).unflatten(0, (x.shape[0], x.shape[2]))
-
-    def positions(self, rows: int, columns: int, device: torch.device) -> Tensor:
-        """-> float32 [rows, columns, D]."""
-
-        def axis(count: int) -> Tensor:
-            places = torch.arange(count, dtype=torch.float32, device=device)
-            places = places / (count / self.base_size) / self.interpolation_scale
-            return sincos_positions(places, self.proj.out_channels // 2)
-
-        column = axis(columns)[None, :].expand(rows, -1, -1)
-        row = axis(rows)[:, None].expand(-1, columns, -1)
-        return torch.cat([column, row], dim=-1)
-
-
-class Projection(nn.Module):
-    """Two linear layers with an activation between, for the timestep's embedding and the text states."""
-
-    def __init__(self, in_features: int, out_features: int, activation: nn.Module):
-        super().__init__()
-        self.linear_1 = nn.Linear(in_features, out_features)
-        self.activation = activation
-        self.linear_2 = nn.Linear(out_features, out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
-        return self.linear_2(self.activation(self.linear_1(x)))
-
-
-class AdaLayerNormSingle(nn.Module):
-    """The timestep's embedding and the modulation that all blocks share (PixArt-alpha, arXiv 2310.00426)."""
-
-    def __init__(self, hidden_size: int, frequency_size: int = 256):
-        super().__init__()
-        self.frequency_size = frequency_size
-        embedder = Projection(frequency_size, hidden_size, nn.SiLU())
-        self.emb = nn.ModuleDict({"timestep_embedder": embedder})
-        self.linear = nn.Linear(hidden_size, 6 * hidden_size)
-
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """timestep [B] -> modulation [B, 6, D] and the embedding [B, D]."""
-        frequencies = sinusoidal_embedding(timestep, self.frequency_size).to(self.linear.weight.dtype)
-        embedding = self.emb["timestep_embedder"](frequencies)
-        return self.linear(F.silu(embedding)).unflatten(-1, (6, -1)), embedding
-
-
-class Attention(nn.Module):
-    """Multi-head attention to the tokens themselves or to a context of the same width."""
-
-    def __init__(self, hidden_size: int, num_heads: int, bias: bool):
-        super().__init__()
-        self.num_heads = num_heads
-        self.to_q = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.to_k = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.to_v = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.to_out = nn.Sequential(nn.Linear(hidden_size, hidden_size))
-
-    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """x [N, M, D], context [N, L, D] or None (= x), bias on the scores [N, 1, 1 or M, L] -> [N, M, D]."""
-        context = x if context is None else context
-        q, k, v = (
-            linear(states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # [N, heads, M or L, d]
-            for linear, states in ((self.to_q, x), (self.to_k, context), (self.to_v, context))
-        )
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.to_out(x.transpose(1, 2).flatten(2))
-
-
-class GeluLinear(nn.Module):
-    """A linear layer, then tanh-approximated GELU."""
-
-    def __init__(self, in_features: int, out_features: int):
-        super().__init__()
-        self.proj = nn.Linear(in_features, out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    """Four times as wide inside; the released keys count a dropout between its layers."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.net = nn.Sequential(
-            GeluLinear(hidden_size, 4 * hidden_size), nn.Identity(), nn.Linear(4 * hidden_size, hidden_size)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-def attention_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask [..., L], 1 = a real token -> bias on attention scores: 0 there, -10000 elsewhere.
-
-    Not minus infinity: where no token is real, the released models then attend to all alike.
-    """
-    return (1 - mask.to(dtype)) * -10000.0

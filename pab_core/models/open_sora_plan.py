@@ -18,23 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import PabError
-from .layers import (
+from .latte_layers import (
     AdaLayerNormSingle,
-    Attention,
-    Branch,
-    FeedForward,
-    Kind,
+    Conditioning,
+    LatteBlock,
     PatchEmbed2d,
     Projection,
-    Seam,
-    Stream,
-    Update,
+    T2VConfig,
     attention_bias,
-    compute,
-    modulate,
-    run_block,
+    latte_branches,
     sincos_positions,
+    unpatchify,
 )
+from .layers import Branch, Seam, compute, modulate, run_blocks
 
 # What a config.json may say of the architecture's variants; others belong to other versions.
 _FIXED = {
@@ -44,34 +40,15 @@ _FIXED = {
     "use_rope": False,
     "compress_kv_factor": 1,
 }
-_KINDS: dict[Stream, tuple[Kind, ...]] = {"spatial": ("spatial", "cross", "mlp"), "temporal": ("temporal", "mlp")}
 
 
 @dataclass(frozen=True)
-class OpenSoraPlanConfig:
+class OpenSoraPlanConfig(T2VConfig):
     """The fields of a released config.json that shape the model; the defaults are the released 65x512x512."""
 
-    num_attention_heads: int = 16
-    attention_head_dim: int = 72
-    num_layers: int = 28
-    patch_size: int = 2
-    in_channels: int = 4
-    out_channels: int = 8  # the noise, then the part of the learned variance, which sampling leaves out
     sample_size: tuple[int, int] = (64, 64)  # latents that it was trained on
     video_length: int = 17  # latent frames that it was trained on
     interpolation_scale_1d: float | None = None  # latent frames to a unit of temporal position; None: by video_length
-    caption_channels: int = 4096
-    attention_bias: bool = True
-    norm_eps: float = 1e-6
-
-    @property
-    def hidden_size(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def depth(self) -> int:
-        """Blocks of each stream."""
-        return self.num_layers
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> "OpenSoraPlanConfig":
@@ -94,26 +71,6 @@ class OpenSoraPlanConfig:
         return cls(**known)
 
 
-def open_sora_plan_branches(depth: int) -> tuple[Branch, ...]:
-    """All residual branches in the order in which they run: `depth` pairs of a spatial and a temporal block.
-
-    Temporal blocks do not look at the text.
-    """
-    return tuple(
-        Branch(kind, stream, block) for block in range(depth) for stream, kinds in _KINDS.items() for kind in kinds
-    )
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """What one call of the model gives to every block; biases are added to attention scores, None masks nothing."""
-
-    modulation: Tensor  # [B, 6, D]
-    text: Tensor  # [B, L, D]
-    text_bias: Tensor | None  # [B, L]
-    token_bias: Tensor | None  # [B, T, S]
-
-
 class CaptionProjection(Projection):
     """Projects text states to the model's width; holds a null text that the released checkpoint has but never uses."""
 
@@ -122,65 +79,6 @@ class CaptionProjection(Projection):
     def __init__(self, caption_channels: int, hidden_size: int):
         super().__init__(caption_channels, hidden_size, nn.GELU(approximate="tanh"))
         self.register_buffer("y_embedding", torch.zeros(120, caption_channels))
-
-
-class OpenSoraPlanBlock(nn.Module):
-    """Spatial: self-attention within a frame, cross-attention, feed-forward; temporal: along time, feed-forward."""
-
-    def __init__(self, config: OpenSoraPlanConfig, stream: Stream, block: int):
-        super().__init__()
-        width, heads = config.hidden_size, config.num_attention_heads
-        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
-        self.attn1 = Attention(width, heads, config.attention_bias)
-        if stream == "spatial":
-            self.attn2 = Attention(width, heads, config.attention_bias)
-        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps, elementwise_affine=False)
-        self.ff = FeedForward(width)
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
-        self.stream: Stream = stream
-        self.branches = tuple(Branch(kind, stream, block) for kind in _KINDS[stream])
-
-    def forward(self, x: Tensor, cond: Conditioning, seam: Seam = compute) -> Tensor:
-        """x [B, T, S, D] -> [B, T, S, D]."""
-        for branch, update in self.updates():
-            x = x + seam(branch, update, x, cond)
-        return x
-
-    def updates(self) -> tuple[tuple[Branch, Update], ...]:
-        """The branches in their order, each with the function that computes its update."""
-        of_kind: dict[Kind, Update] = {
-            self.stream: self.self_attention,
-            "cross": self.cross_attention,
-            "mlp": self.feed_forward,
-        }
-        return tuple((branch, of_kind[branch.kind]) for branch in self.branches)
-
-    def self_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The gated update of self-attention: x [B, T, S, D] -> [B, T, S, D]. Along time nothing is masked."""
-        shift, scale, gate = self._modulation(cond, slice(0, 3))
-        h = modulate(self.norm1(x), shift, scale)
-        if self.stream == "spatial":
-            bias = None if cond.token_bias is None else cond.token_bias.flatten(0, 1)[:, None, None]  # [B T, 1, 1, S]
-            h = self.attn1(h.flatten(0, 1), bias=bias).unflatten(0, x.shape[:2])  # [B T, S, D]
-        else:
-            h = h.transpose(1, 2)  # [B, S, T, D]
-            h = self.attn1(h.flatten(0, 1)).unflatten(0, h.shape[:2]).transpose(1, 2)
-        return gate * h
-
-    def cross_attention(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The update of cross-attention, neither normalised nor gated: x [B, T, S, D] -> [B, T, S, D]."""
-        bias = None if cond.text_bias is None else cond.text_bias[:, None, None]  # [B, 1, 1, L]
-        return self.attn2(x.flatten(1, 2), cond.text, bias).view(x.shape)
-
-    def feed_forward(self, x: Tensor, cond: Conditioning) -> Tensor:
-        """The gated update of the MLP: x [B, T, S, D] -> [B, T, S, D]."""
-        shift, scale, gate = self._modulation(cond, slice(3, 6))
-        return gate * self.ff(modulate(self.norm2(x), shift, scale))
-
-    def _modulation(self, cond: Conditioning, rows: slice) -> tuple[Tensor, ...]:
-        """Shift, scale and gate, each [B, 1, 1, D]."""
-        table = self.scale_shift_table[rows] + cond.modulation[:, rows]
-        return table[:, :, None, None].unbind(1)
 
 
 class OpenSoraPlanT2V(nn.Module):
@@ -197,15 +95,15 @@ class OpenSoraPlanT2V(nn.Module):
         self.adaln_single = AdaLayerNormSingle(width)
         self.caption_projection = CaptionProjection(config.caption_channels, width)
         blocks = range(config.num_layers)
-        self.transformer_blocks = nn.ModuleList(OpenSoraPlanBlock(config, "spatial", i) for i in blocks)
-        self.temporal_transformer_blocks = nn.ModuleList(OpenSoraPlanBlock(config, "temporal", i) for i in blocks)
+        self.transformer_blocks = nn.ModuleList(LatteBlock(config, "spatial", i) for i in blocks)
+        self.temporal_transformer_blocks = nn.ModuleList(LatteBlock(config, "temporal", i) for i in blocks)
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.proj_out = nn.Linear(width, patch * patch * config.out_channels)
 
     @property
     def branches(self) -> tuple[Branch, ...]:
-        return open_sora_plan_branches(self.config.num_layers)
+        return latte_branches(self.config.num_layers)
 
     def forward(
         self,
@@ -239,32 +137,26 @@ class OpenSoraPlanT2V(nn.Module):
         text = self.caption_projection(encoder_hidden_states.to(dtype).view(batch, -1, self.config.caption_channels))
         text_bias = token_bias = None
         if encoder_attention_mask is not None:
-            text_bias = attention_bias(encoder_attention_mask.view(batch, -1), dtype)
+            text_bias = attention_bias(encoder_attention_mask.view(batch, -1), dtype)[:, None, None]
         if attention_mask is not None:
             # A token is real if any of its latent pixels is.
             real = F.max_pool2d(attention_mask.float(), patch).flatten(2).bool()
             token_bias = attention_bias(real, dtype)
 
         cond = Conditioning(modulation, text, text_bias, token_bias)
-        for i in range(self.config.num_layers):
-            x = run_block(self.transformer_blocks[i], x, cond, seam)
-            if not enable_temporal_attentions:
-                continue
-            if i == 0:
-                x = x + self.frame_positions(num_frames).to(dtype)
-            x = run_block(self.temporal_transformer_blocks[i], x, cond, seam)
+        blocks = list(self.transformer_blocks)
+        if enable_temporal_attentions:
+            x = run_blocks(blocks[:1], x, cond, seam)
+            x = x + self.frame_positions(num_frames).to(dtype)
+            pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
+            blocks = [block for pair in pairs for block in pair][1:]
+        x = run_blocks(blocks, x, cond, seam)
 
         shift, scale = (self.scale_shift_table + embedding[:, None])[:, :, None, None].unbind(1)  # each [B, 1, 1, D]
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))
-        return self.unpatchify(x, height // patch, width // patch).float()
+        return unpatchify(x, patch, height // patch, width // patch).float()
 
     def frame_positions(self, num_frames: int) -> Tensor:
         """Sinusoidal position of each latent frame -> float32 [T, 1, D]."""
         frames = torch.arange(num_frames, dtype=torch.float32, device=self.proj_out.weight.device)
         return sincos_positions(frames / self.time_scale, self.config.hidden_size)[:, None]
-
-    def unpatchify(self, x: Tensor, rows: int, columns: int) -> Tensor:
-        """[B, T, S, patch area x out_channels] -> [B, out_channels, T, H, W]."""
-        patch = self.config.patch_size
-        x = x.unflatten(3, (patch, patch, -1)).unflatten(2, (rows, columns))  # B, T, H', W', ph, pw, C
-        return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)

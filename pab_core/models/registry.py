@@ -8,9 +8,10 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..errors import PabError
-from .latte import LatteConfig, LatteT2V, latte_branches
+from .latte import LatteConfig, LatteT2V
+from .latte_layers import latte_branches
 from .layers import Branch
-from .open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V, open_sora_plan_branches
+from .open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V
 from .stdit3 import STDiT3, STDiT3Config, stdit3_branches
 
 
@@ -39,7 +40,7 @@ class Architecture:
 ARCHITECTURES = {
     "stdit3": Architecture(STDiT3Config.from_dict, STDiT3, stdit3_branches),
     "latte": Architecture(LatteConfig.from_dict, LatteT2V, latte_branches),
-    "open-sora-plan": Architecture(OpenSoraPlanConfig.from_dict, OpenSoraPlanT2V, open_sora_plan_branches),
+    "open-sora-plan": Architecture(OpenSoraPlanConfig.from_dict, OpenSoraPlanT2V, latte_branches),
 }
 
 
@@ -72,6 +73,10 @@ class ModelSpec:
     @property
     def branches(self) -> tuple[Branch, ...]:
         return ARCHITECTURES[self.family].branches(self.depth)
+
+    def fps_of(self, num_frames: int) -> int:
+        """The rate that the model is told for a clip, which for a single image may be another."""
+        return self.image_fps if num_frames == 1 and self.image_fps else self.fps
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip: the first frames, whole chunks, the rest; chunks are padded to time_factor."""

@@ -27,7 +27,7 @@ from .layers import (
     Update,
     compute,
     modulate,
-    run_block,
+    run_blocks,
 )
 
 
@@ -294,9 +294,8 @@ class STDiT3(nn.Module):
         text, text_mask = self.embed_text(y.to(dtype), mask, batch)
 
         cond = Conditioning(modulation, text, text_mask, self.rope(tokens[0]))
-        for spatial_block, temporal_block in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
-            h = run_block(spatial_block, h, cond, seam)
-            h = run_block(temporal_block, h, cond, seam)
+        pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
+        h = run_blocks([block for pair in pairs for block in pair], h, cond, seam)
         return self.unpatchify(self.final_layer(h, t, t_clean, x_mask), tokens, size).float()
 
     def embed_text(self, y: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:

@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decoding import split_decode
-    from .methods import METHODS, check_ranks, useful_ranks
+    from .methods import METHODS, Sizes, check_sizes, most_ranks
     from .pipelines import ParallelPipeline, attach
 
 _HOMES = {
     "split_decode": "decoding",
     "METHODS": "methods",
-    "check_ranks": "methods",
-    "useful_ranks": "methods",
+    "Sizes": "methods",
+    "check_sizes": "methods",
+    "most_ranks": "methods",
     "ParallelPipeline": "pipelines",
     "attach": "pipelines",
 }
-__all__ = ["METHODS", "ParallelPipeline", "attach", "check_ranks", "split_decode", "useful_ranks"]
+__all__ = ["METHODS", "ParallelPipeline", "Sizes", "attach", "check_sizes", "most_ranks", "split_decode"]
 
 
 def __getattr__(name: str) -> Any:

@@ -104,9 +104,9 @@ class Call:
         if attachment.sequence is not None:
             assert attachment.frames is not None
             self.seam = FrameSeam(run, model, attachment.sequence, attachment.frames)
-        whole = getattr(self.seam, "run_block", None)
+        whole = getattr(self.seam, "run_blocks", None)
         if whole is not None:
-            self.run_block = whole
+            self.run_blocks = whole
 
     def __call__(self, branch: Any, update: Any, x: Tensor, cond: Any) -> Tensor:
         return self.seam(branch, update, x, cond)

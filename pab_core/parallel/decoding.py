@@ -20,7 +20,8 @@ from torch import Tensor
 from ..autoencoders import CausalVAE, LatteVAE, OpenSoraVAE, Tiling, VideoVAE, choose_tiling
 from ..autoencoders.open_sora_plan import LATENT_SCALE
 from ..autoencoders.tiling import Progress, split, tiled
-from ..pipeline import Pipeline, free_bytes
+from ..devices import free_bytes
+from ..pipeline import Pipeline
 from .collectives import FRAMES, Collectives, Traffic
 from .pipelines import RankPipeline, fields_of, group_or_default
 
@@ -67,11 +68,9 @@ class SplitDecodePipeline(RankPipeline):
     def _fitting(self, vae: VideoVAE, num_frames: int, latents: Tensor) -> Tiling | None:
         """Tiles that fit on the fullest of the devices: other tiles make other frames."""
         free = free_bytes(self.device)
-        if free is None:
-            return vae.authors_tiling
+        least = None if free is None else self.ranks.least(free, self.device)
         height, width = (side * vae.spatial_factor for side in latents.shape[3:])
-        dtype = next(vae.parameters()).dtype
-        return choose_tiling(vae, num_frames, height, width, dtype, self.ranks.least(free, self.device))
+        return choose_tiling(vae, num_frames, height, width, next(vae.parameters()).dtype, least)
 
 
 class SplitVAE:

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.latte import Conditioning as LatteConditioning
-from ..models.open_sora_plan import Conditioning as OpenSoraPlanConditioning
+from ..models.latte_layers import Conditioning as LatteConditioning
 from ..models.stdit3 import Conditioning as STDiT3Conditioning
 
 
@@ -57,10 +56,8 @@ def cut_conditioning(cond: Any, frames: slice) -> Any:
         # One row for all frames, or a row for each where some are given.
         modulation = cond.modulation if cond.modulation.shape[1] == 1 else cond.modulation[:, frames]
         return replace(cond, modulation=modulation, angles=cond.angles[frames])
-    if isinstance(cond, OpenSoraPlanConditioning):
-        return replace(cond, token_bias=None if cond.token_bias is None else cond.token_bias[:, frames])
     assert isinstance(cond, LatteConditioning), type(cond)
-    return cond
+    return replace(cond, token_bias=None if cond.token_bias is None else cond.token_bias[:, frames])
 
 
 def _span(sizes: list[int], rank: int) -> slice:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.layers import Attention, Branch, SelfAttention
+from ..models.latte_layers import Attention
+from ..models.layers import Branch, SelfAttention
 from .collectives import TEMPORAL, Collectives
 from .layout import Layout, shares
 

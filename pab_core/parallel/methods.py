@@ -59,7 +59,7 @@ class Sizes:
         width: int | None = None,
         guidance: float | None = None,
     ) -> Sizes:
-        """Pixels and frames; None stands for the model's default."""
+        """Pixels and frames; None stands for the model's default. config: of the transformer; None: as released."""
         frames = spec.latent_frames(spec.num_frames if num_frames is None else num_frames)
         sides = (spec.height if height is None else height, spec.width if width is None else width)
         shape = (frames, *(side // spec.space_factor for side in sides))
@@ -82,7 +82,7 @@ def patch_of(config: Any) -> tuple[int, int, int]:
 
 
 def most_ranks(method: str, sizes: Sizes) -> int:
-    """The largest number of ranks that all have work of their own."""
+    """The largest number of ranks that all have work of their own; PabError where there is no such method."""
     parts = find_method(method)
     if parts.halves and not sizes.guided:
         return 1
@@ -92,7 +92,7 @@ def most_ranks(method: str, sizes: Sizes) -> int:
 
 
 def check_sizes(method: str, ranks: int, sizes: Sizes) -> None:
-    """PabError where so many ranks cannot share this out."""
+    """PabError where so many ranks cannot share this out: none, more than have work, an odd number for halves."""
     parts = find_method(method)
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
         raise PabError(f"The number of ranks must be a whole number, 1 or more, not {ranks!r}.")
@@ -114,40 +114,3 @@ def check_sizes(method: str, ranks: int, sizes: Sizes) -> None:
     raise PabError(
         f"The method {method} can use {most} ranks at most, not {ranks}: {why}. Take fewer, or another method."
     )
-
-
-def useful_ranks(
-    method: str,
-    spec: ModelSpec,
-    config: Any = None,
-    *,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    guidance: float | None = None,
-) -> int:
-    """The largest number of ranks that all have work of their own.
-
-    Args:
-        config: of the transformer, for its heads and patches; None: as released.
-        num_frames, height, width, guidance: of the clip; None stands for the model's default.
-
-    Raises:
-        PabError: there is no method of that name.
-    """
-    return most_ranks(method, Sizes.of_clip(spec, config, num_frames, height, width, guidance))
-
-
-def check_ranks(
-    method: str,
-    ranks: int,
-    spec: ModelSpec,
-    config: Any = None,
-    *,
-    num_frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    guidance: float | None = None,
-) -> None:
-    """As `useful_ranks`; PabError where `ranks` are none, more than that, or an odd number for a method of halves."""
-    check_sizes(method, ranks, Sizes.of_clip(spec, config, num_frames, height, width, guidance))

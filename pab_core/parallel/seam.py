@@ -3,12 +3,12 @@
 Broadcast decides first, as ever, whether a branch is computed; only a temporal attention that is computed lets the
 ranks exchange anything. What a run keeps is this rank's part of an update.
 
-    model -> FrameSeam.run_block -> block -> FrameSeam -> BroadcastRun -> the method -> the block's own update
+    model -> FrameSeam.run_blocks -> block -> FrameSeam -> BroadcastRun -> the method -> the block's own update
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -51,19 +51,27 @@ class FrameSeam:
         self.layout: Layout | None = None
         self.block: Any = None
 
-    def run_block(self, block: Any, x: Tensor, cond: Any) -> Tensor:
+    def run_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any) -> Tensor:
         first = self.layout is None
         if self.layout is None:
             # A run that decides itself looks at all frames.
             if (self.run.step, self.run.lane) != self.run._place:
                 self.run._enter(x, cond)
             self.layout = Layout.of(x, cond, self.collectives.rank, self.collectives.size)
-        self.block = block
         x, cond = self.layout.take(x), self.layout.own
         # A run in fused operations takes whole blocks, and comes back for temporal attention.
-        whole = getattr(self.run, "run_shared_block", None)
-        x = block(x, cond, self) if whole is None else whole(block, x, cond, self)
-        return self.layout.put(x) if first or block.branches[-1] == self.last else x
+        whole = getattr(self.run, "run_shared_blocks", None)
+        if whole is not None:
+            x = whole(blocks, x, cond, self)
+        else:
+            for block in blocks:
+                self.enter(block)
+                x = block(x, cond, self)
+        return self.layout.put(x) if first or blocks[-1].branches[-1] == self.last else x
+
+    def enter(self, block: Any) -> None:
+        """The next branches are this block's."""
+        self.block = block
 
     def __call__(self, branch: Branch, update: Any, x: Tensor, cond: Any) -> Tensor:
         return self.run(branch, self.shared(branch, update), x, cond)

@@ -8,13 +8,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 from running_studio import RunningStudio, open_studio
+
+from pab_core.app.history import History
+from pab_core.app.making import write_thumbnail
+from pab_core.video_io import write_mp4
 
 PROMPT = "a blue cube slides right over a wooden floor"
 
@@ -88,6 +94,15 @@ def test_the_schedule_follows_levels_and_sliders(page: Page):
     wait_until(lambda: "Everything is computed" in page.locator(".pab-saving").inner_text())
 
 
+def test_an_idea_fills_in_what_the_model_can_make(page: Page):
+    expect(page.locator("#pab-knows")).to_contain_text("a coloured ball, cube, cylinder or cone")
+    prompt = page.get_by_role("textbox", name="Prompt", exact=True)
+    before = prompt.input_value()
+    page.locator("#pab-idea").click()
+    expect(prompt).not_to_have_value(before)
+    assert re.search("ball|sphere|cube|box|block|cylinder|can|tube|cone", prompt.input_value())
+
+
 def test_cancel_ends_a_run_and_nothing_is_kept(page: Page, studio: RunningStudio):
     before = set((studio.data / "videos").iterdir())
     fill_in(page, 1, steps=200)
@@ -126,8 +141,14 @@ def test_a_broken_picture_is_told_and_a_good_one_is_shown(page: Page, tmp_path: 
 
 
 def test_compare_plays_both_in_step_and_is_found_again(page: Page, studio: RunningStudio):
-    fill_in(page, 3, steps=10)
+    fill_in(page, 3, steps=0)
     page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#pab-what")).to_contain_text("Steps: The number of steps must be a whole number")
+    page.get_by_role("tab", name="Create").click()
+    page.locator("#pab-steps input").fill("10")
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#pab-what")).to_contain_text(PROMPT)
+    expect(page.locator("#pab-what")).to_contain_text("192x128, 34 frames, 10 steps, seed 3")
     page.get_by_role("button", name="Make both").click()
     expect(page.locator(".pab-pair video")).to_have_count(2)
     expect(page.locator("#pab-compared table")).to_contain_text("SSIM")
@@ -157,6 +178,7 @@ def test_explore_shows_policies_measurements_and_devices(page: Page, studio: Run
     explore = page.locator("#pab-explore")
     expect(explore.locator("svg.pab-schedule")).to_have_count(3)
     expect(explore).to_contain_text("pab calibrate --model demo")
+    explore.get_by_text("More exactly").click()
     expect(explore).to_contain_text("pab bench quality --model demo --output")
     expect(explore).to_contain_text("cpu: ready")
     write_measurements(studio.data / "bench")
@@ -169,6 +191,26 @@ def test_explore_shows_policies_measurements_and_devices(page: Page, studio: Run
         explore.get_by_role("img", name=re.compile("How much attention changes .*Spatial: 0.8 - 0.1 - 0.6"))
     ).to_be_visible()
     shoot(page, "explore")
+
+
+def test_a_measurement_shows_how_far_it_is_and_is_cancelled(page: Page, studio: RunningStudio):
+    page.get_by_role("tab", name="Explore").click()
+    machine = page.locator("#pab-machine")
+    expect(machine).to_contain_text("cpu: ready")
+    page.get_by_role("button", name="Measure on this machine").click()
+    progress = page.locator("#pab-measuring")
+    expect(progress.get_by_role("progressbar")).to_be_visible()
+    expect(machine).to_contain_text("cpu: working")  # by itself: nothing is pressed
+    expect(progress).to_contain_text(re.compile(r"Video 1 of 21 · Step \d+ of 30"))
+    shoot(page, "measuring")
+    open_studio(page, studio.url)
+    page.get_by_role("tab", name="Explore").click()
+    expect(progress).to_contain_text("of 21")
+    page.locator("#pab-cancel-measure").click()
+    expect(progress).to_contain_text("Cancelled. The chart is as it was.")
+    expect(machine).to_contain_text("cpu: ready")
+    expect(page.locator("#pab-measure")).to_be_enabled()
+    assert not (studio.data / "bench" / "demo-studio").exists()
 
 
 def write_measurements(folder: Path) -> None:
@@ -276,14 +318,54 @@ def test_history_survives_a_restart(studio: RunningStudio, context: BrowserConte
     expect(pictures).to_have_count(count - 1)
 
 
+@pytest.mark.parametrize(("wide", "high"), [(1280, 500), (390, 844)])
+def test_every_video_of_a_long_history_can_be_chosen_and_is_then_seen(
+    browser: Browser, studio: RunningStudio, wide: int, high: int
+):
+    fill_history(studio, 9)
+    context = browser.new_context(viewport={"width": wide, "height": high}, locale="en-US")
+    page = context.new_page()
+    open_studio(page, studio.url)
+    page.get_by_role("tab", name="History").click()
+    pictures = page.locator("#pab-gallery button.thumbnail-item")
+    expect(pictures.nth(8)).to_be_attached()
+    for place in range(pictures.count()):
+        pictures.nth(place).scroll_into_view_if_needed()
+        box = pictures.nth(place).bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= wide
+    pictures.nth(8).click()
+    expect(page.locator("#pab-details video")).to_be_in_viewport()
+    shoot(page, f"history-{wide}")
+    context.close()
+
+
+def fill_history(studio: RunningStudio, count: int) -> None:
+    """Videos of a former run, as far as the page needs them."""
+    history = History(studio.data / "history.sqlite", studio.data / "videos")
+    about = {"model": "demo", "policy": "off", "steps": 30, "guidance": 4.0, "fps": 16, "seconds": {"denoise": 1.0}}
+    about |= {"width": 192, "height": 128, "num_frames": 34}
+    for seed in range(count):
+        video, thumbnail = history.files_of(secrets.token_hex(16))
+        frames = torch.full((2, 128, 192, 3), 25 * seed, dtype=torch.uint8)
+        write_mp4(video, frames, 16, {})
+        write_thumbnail(frames, thumbnail)
+        request = {"prompt": PROMPT, "seed": str(seed)}
+        history.add(video.stem.removeprefix("pab-"), "", request, {**about, **request, "seed": seed})
+
+
 def test_chinese_by_the_switch_and_by_the_browser(page: Page, browser: Browser, studio: RunningStudio):
     page.get_by_text("中文").click()
     expect(page.get_by_role("button", name="生成")).to_be_visible()
     expect(page.get_by_role("tab", name="历史")).to_be_visible()
     expect(page.locator("#pab-schedule")).to_contain_text("空间")
+    expect(page.locator("#pab-model input")).to_have_value("演示模型")
+    expect(page.locator("html")).to_have_attribute("lang", "zh")  # by which screen readers pronounce it
     shoot(page, "chinese")
     page.get_by_text("English").click()
     expect(page.get_by_role("button", name="Generate")).to_be_visible()
+    expect(page.locator("html")).to_have_attribute("lang", "en")
     chinese = browser.new_context(locale="zh-CN")
     other = chinese.new_page()
     open_studio(other, studio.url)
@@ -306,6 +388,10 @@ def test_a_phone_shows_everything_without_scrolling_sideways(browser: Browser, s
     ]
     tops = [box["y"] for box in order if box]
     assert tops == sorted(tops)
+    start, cancel = (page.locator(f"#pab-{name}").bounding_box() for name in ("generate", "cancel"))
+    assert start is not None
+    assert cancel is not None
+    assert start["y"] == cancel["y"]  # side by side: nothing is pushed off the first screen
     assert len(tops) == 4
     shoot(page, f"phone-{scheme}")
     phone.close()
@@ -341,13 +427,23 @@ def is_worker(process: psutil.Process) -> bool:
     return "pab_core.parallel.pool.worker" in process.cmdline()
 
 
-def test_every_control_has_a_name(page: Page):
+@pytest.mark.parametrize("tab", ["Create", "Compare", "Explore", "History"])
+def test_every_control_has_a_name(page: Page, studio: RunningStudio, tab: str):
     """What a screen reader says of it; hidden ones aside."""
-    nameless = page.evaluate(
-        """[...document.querySelectorAll('#pab-create input, #pab-create textarea, #pab-create button')]
-        .filter(e => e.offsetParent && e.type !== 'file')
-        .filter(e => !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim()
-                       || (e.labels && [...e.labels].some(l => l.textContent.trim()))))
-        .map(e => e.outerHTML.slice(0, 120))"""
+    if tab == "History":
+        fill_history(studio, 1)
+    page.get_by_role("tab", name=tab).click()
+    if tab == "Create":
+        page.locator("#pab-pictures").get_by_text("Start from a picture").click()
+    elif tab == "History":
+        page.locator("#pab-gallery button.thumbnail-item").first.click()
+        expect(page.locator("#pab-details video")).to_be_visible()
+    page.wait_for_timeout(500)
+    names = page.evaluate(
+        """[...document.querySelectorAll('main input, main textarea, main button, main video, main svg[role=img]')]
+        .filter(e => e.getClientRects().length && e.type !== 'file')
+        .map(e => [e.outerHTML.slice(0, 120), (e.getAttribute('aria-label') || e.getAttribute('aria-labelledby')
+                   || e.textContent.trim() || [...(e.labels || [])].map(l => l.textContent.trim()).join(''))])"""
     )
-    assert nameless == []
+    assert len(names) > 8
+    assert [what for what, name in names if not name] == []

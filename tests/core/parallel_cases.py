@@ -20,7 +20,8 @@ from pab_core.models.layers import modulate
 from pab_core.offload import offload
 from pab_core.parallel import ParallelPipeline, attach, split_decode
 from pab_core.parallel.seam import FrameSeam
-from pab_core.pipeline import Pipeline, Progress, ProgressCallback
+from pab_core.pipeline import Pipeline
+from pab_core.results import Progress, ProgressCallback
 from pab_core.text import TextEmbedding
 
 SIZE = {"num_frames": 17, "height": 48, "width": 48}  # 9 tokens a frame; 5 latent frames, for Latte below

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pab_core.app import reports
 from pab_core.app.charts import draw_curves, draw_quality
 from pab_core.app.reports import Curves, Point, Quality, find_curves, find_quality, find_speed
 from pab_core.broadcast.calibrated import own_path
@@ -66,6 +67,31 @@ def test_the_chart_is_of_what_the_newest_bench_measured(pipe: Pipeline, tmp_path
     assert find_quality([tmp_path], "another") is None
 
 
+def test_what_comes_with_the_package_is_shown_until_something_is_measured_here(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path / "none"))
+    monkeypatch.setattr(reports, "PACKAGED", tmp_path / "measured")
+    mine = tmp_path / "bench"
+    quality = {
+        "header": {"model": "tiny"},
+        "clips": 64,
+        "policies": [{"policy": "a", "speedup": 2, "lpips": {"mean": 1}}],
+    }
+    recording = {"model": "tiny", "relative": {"spatial/0/0": [1, 2]}, "signal": [[1]], "timesteps": [3, 2, 1]}
+    spec = replace(pipe.spec, name="tiny")
+    for folder, clips in ((tmp_path / "measured" / "tiny", 64), (mine / "x", 3)):
+        folder.mkdir(parents=True)
+        (folder / "quality.json").write_text(json.dumps(quality | {"clips": clips}))
+        (folder / "changes.json").write_text(json.dumps(recording | {"signal": [[1]] * clips}))
+        found, curves = find_quality([mine], "tiny"), find_curves(spec, [mine])
+        assert found is not None
+        assert curves is not None
+        assert (found.clips, found.packaged) == (curves.clips, curves.packaged) == (clips, clips == 64)
+    assert find_quality([], "another") is None
+    assert find_curves(replace(spec, name="another"), []) is None
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -116,6 +142,23 @@ def test_the_points_lie_within_their_frame(points: list[Point], metric: str):
     fewer = sum(point.is_rival for point in points)
     check_inside(picture, 2 if fewer else 0)
     assert {text.text for text in picture.iter(f"{SVG}text")} >= {point.policy for point in points}
+
+
+def test_names_that_would_cover_each_other_are_moved_apart():
+    """A bench of all policies, many of which are as fast and as near as another."""
+    points = [Point(f"pab{i}{i}{i}", 1.3 + 0.01 * i, 0.02 + 0.002 * (i % 3), 0) for i in range(6)]
+    points += [Point(f"steps{20 + i}", 1.3 + 0.02 * i, 0.03, 0) for i in range(3)]
+    picture = ET.fromstring(draw_quality(Quality("lpips", tuple(points), 1, ""), "en"))
+    names = {point.policy for point in points}
+    boxes = [
+        (float(e.get("x") or 0), float(e.get("y") or 0), 6.0 * len(e.text or ""))
+        for e in picture.iter(f"{SVG}text")
+        if e.text in names
+    ]
+    assert len(boxes) == len(points)
+    for i, (x, y, wide) in enumerate(boxes):
+        for left, up, across in boxes[i + 1 :]:
+            assert abs(y - up) >= 9 or x + wide <= left or left + across <= x
 
 
 def check_inside(picture: ET.Element, lines: int) -> None:

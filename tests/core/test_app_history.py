@@ -22,7 +22,7 @@ from pab_core.broadcast import find_policy
 from pab_core.broadcast.picture_svg import draw_schedule_svg
 from pab_core.errors import PabError
 from pab_core.models.registry import MODELS
-from pab_core.pipeline import schedule_for
+from pab_core.settings import schedule_for
 
 ABOUT = {"prompt": "a ball", "seed": 1}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -132,6 +132,34 @@ def test_a_shared_workflow_is_the_template_with_the_values(
     assert widgets["PABSampler"][:7] == sampler
     assert graph["links"] == template["links"]
     assert [node["type"] for node in graph["nodes"]] == [node["type"] for node in template["nodes"]]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"picture": "a" * 32}, ["first_frame"]),
+        ({"last_picture": "b" * 32}, ["last_frame"]),
+        ({"picture": "a" * 32, "last_picture": "b" * 32}, ["first_frame", "last_frame"]),
+    ],
+)
+def test_a_shared_workflow_of_a_video_from_pictures_asks_for_them(given: dict[str, str], named: list[str]):
+    graph = workflow_for(ClipRequest(prompt="a ball", seed="1", **given), MODELS["demo"])  # pyright: ignore[reportArgumentType]
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert len(nodes) == len(graph["nodes"]) == graph["last_node_id"]
+    links = {link[0]: link for link in graph["links"]}
+    assert len(links) == len(graph["links"]) == graph["last_link_id"]
+    for number, source, out, target, place, kind in graph["links"]:
+        output, entry = nodes[source]["outputs"][out], nodes[target]["inputs"][place]
+        assert number in output["links"]
+        assert entry["link"] == number
+        assert output["type"] == entry["type"] == kind
+    (sampler,) = (node for node in graph["nodes"] if node["type"] == "PABSampler")
+    (link,) = (entry["link"] for entry in sampler["inputs"] if entry["name"] == "given")
+    condition = nodes[links[link][1]]
+    assert condition["type"] == "PABGiven"
+    linked = {entry["name"]: links[entry["link"]] for entry in condition["inputs"] if entry["link"] is not None}
+    assert list(linked) == named
+    assert {nodes[found[1]]["type"] for found in linked.values()} == {"LoadImage"}
 
 
 # ------------------------------------------------------------------------------------------------------------- words

@@ -16,7 +16,7 @@ from pab_core.broadcast import Policy, find_policy, preset_names
 from pab_core.checkpoints import SAMPLERS
 from pab_core.errors import PabError
 from pab_core.models.registry import MODELS
-from pab_core.pipeline import schedule_for
+from pab_core.settings import schedule_for
 
 PROMPT = "a red ball"
 

@@ -25,13 +25,12 @@ from pab_core.broadcast import (
 from pab_core.broadcast.presets import FAMILIES, family_mlp_rules
 from pab_core.checkpoints import known_model
 from pab_core.errors import PabError
-from pab_core.models.latte import latte_branches
+from pab_core.models.latte_layers import latte_branches
 from pab_core.models.layers import Branch, Kind
-from pab_core.models.open_sora_plan import open_sora_plan_branches
 from pab_core.models.registry import MODELS
 from pab_core.models.stdit3 import stdit3_branches
-from pab_core.pipeline import schedule_for
 from pab_core.sampling import RectifiedFlow
+from pab_core.settings import schedule_for
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "fixtures" / "opensora"
 AUTHORS_TIMES: list[dict[str, Any]] = json.loads((DATA / "timesteps_30.json").read_text(encoding="utf-8"))
@@ -188,7 +187,7 @@ def test_the_open_sora_plan_presets_are_the_authors_schedule_at_150_steps(name: 
     ours = schedule_for(spec, name)
     assert ours.steps == 159
     config = authors_config(AUTHORS_RANGES[name], (100, 850), tuple(range(738, 425, -24)), 2, 7)
-    theirs = resolve(Policy.from_authors(config, steps=150), ours.timesteps, open_sora_plan_branches(28))
+    theirs = resolve(Policy.from_authors(config, steps=150), ours.timesteps, latte_branches(28))
     assert decisions(ours) == decisions(theirs)
 
 

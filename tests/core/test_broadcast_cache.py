@@ -14,7 +14,7 @@ from pab_core.broadcast.cache import Fp8Store, PlainStore, Storage, make_store, 
 from pab_core.broadcast.teacache import TeaCache
 from pab_core.errors import PabError
 from pab_core.evaluate.live_bytes import LiveBytes
-from pab_core.models.latte import latte_branches
+from pab_core.models.latte_layers import latte_branches
 from pab_core.models.layers import Branch
 from pab_core.models.stdit3 import stdit3_branches
 from pab_core.sampling import RectifiedFlow

@@ -11,10 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner, Result
 
 from pab_core import video_io
@@ -275,6 +276,26 @@ def test_a_terminal_without_block_characters_gets_plain_ones():
 
 
 # bench
+
+
+def test_an_option_with_the_word_of_its_own_name_says_its_name():
+    """Typer 0.27 takes the name from the word in the help where both are one: `--WAY WAY`."""
+    seen = 0
+    for function in commands(app):
+        for name, hint in get_type_hints(function, include_extras=True).items():
+            for option in getattr(hint, "__metadata__", ()):
+                if getattr(option, "metavar", None) == name.upper():
+                    seen += 1
+                    # Where an option stands in an annotation, Typer keeps the first of its names as its default.
+                    assert option.default == f"--{name}", f"{function.__name__}: {name}"
+    assert seen
+
+
+def commands(group: typer.Typer) -> Iterator[Any]:
+    yield from (command.callback for command in group.registered_commands)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from commands(inner.typer_instance)
 
 
 def test_bench_speed(folder: Path):

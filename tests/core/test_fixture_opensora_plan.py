@@ -11,7 +11,8 @@ from fixture_sets import load_set
 from torch import Tensor
 
 from pab_core.broadcast import BroadcastRun, Policy, ScheduleTable, resolve
-from pab_core.models.open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V, open_sora_plan_branches
+from pab_core.models.latte_layers import latte_branches
+from pab_core.models.open_sora_plan import OpenSoraPlanConfig, OpenSoraPlanT2V
 from pab_core.noise_sampling import NoiseSampler, NoiseStep
 
 SET = load_set("opensora_plan")
@@ -95,7 +96,7 @@ def test_fixture_every_broadcast_loop_has_recorded_decisions():
 
 
 def test_cross_attention_is_in_spatial_blocks_only():
-    kinds = [(branch.stream, branch.kind) for branch in open_sora_plan_branches(3) if branch.block == 1]
+    kinds = [(branch.stream, branch.kind) for branch in latte_branches(3) if branch.block == 1]
     assert kinds == [
         ("spatial", "spatial"),
         ("spatial", "cross"),

@@ -15,7 +15,7 @@ from pab_core.errors import PabError
 from pab_core.evaluate.flops import PAPER, as_published, count_call, video_flops
 from pab_core.models.registry import model_spec
 from pab_core.models.stdit3 import STDiT3Config
-from pab_core.pipeline import schedule_for
+from pab_core.settings import schedule_for
 
 # arXiv 2408.12588, its table of Open-Sora, Open-Sora-Plan and Latte, whose "PAB235" is 2/3/6 in the authors' code.
 PUBLISHED = {

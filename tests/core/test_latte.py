@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pab_core.errors import PabError
-from pab_core.models.latte import LatteConfig, LatteT2V, latte_branches
+from pab_core.models.latte import LatteConfig, LatteT2V
+from pab_core.models.latte_layers import latte_branches
 from pab_core.models.layers import Branch
 
 RELEASED = {

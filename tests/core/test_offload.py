@@ -19,7 +19,8 @@ from pab_core.errors import PabError
 from pab_core.evaluate.live_bytes import LiveBytes
 from pab_core.models.fp8 import Fp8Linear, Quantiser, large_linears, replace_linears
 from pab_core.offload import MODES, Mode, OffloadedPipeline, offload, tensors_of, transformer_blocks
-from pab_core.pipeline import Pipeline, Progress
+from pab_core.pipeline import Pipeline
+from pab_core.results import Progress
 
 PROMPT = "a red ball rolls left over a green floor"
 FAMILIES = tuple(WRITERS)

@@ -13,7 +13,7 @@ from pab_core.errors import PabError
 from pab_core.models.layers import SelfAttention
 from pab_core.models.registry import model_spec
 from pab_core.models.stdit3 import Conditioning, STDiT3Config
-from pab_core.parallel import METHODS, attach, check_ranks, split_decode, useful_ranks
+from pab_core.parallel import METHODS, Sizes, attach, check_sizes, most_ranks, split_decode
 from pab_core.parallel.decoding import deal
 from pab_core.parallel.layout import Layout, cut_conditioning, shares
 from pab_core.parallel.megatron import split_attention
@@ -35,49 +35,50 @@ OPEN_SORA = model_spec("open-sora")
     ],
 )
 def test_ranks_that_open_sora_can_use(method: str, most: int):
-    assert useful_ranks(method, OPEN_SORA) == most
-    check_ranks(method, most, OPEN_SORA)
+    assert most_ranks(method, Sizes.of_clip(OPEN_SORA)) == most
+    check_sizes(method, most, Sizes.of_clip(OPEN_SORA))
     if method != "none":
         with pytest.raises(PabError, match=f"{method.replace('+', '.')} can use {most} ranks at most, not {most + 2}"):
-            check_ranks(method, most + 2, OPEN_SORA)
+            check_sizes(method, most + 2, Sizes.of_clip(OPEN_SORA))
 
 
 def test_what_bounds_the_ranks():
     plan = model_spec("open-sora-plan-221")  # 56 latent frames, 1024 tokens each, 16 heads
-    assert useful_ranks("dsp", plan) == 56
-    assert useful_ranks("ulysses", plan) == useful_ranks("megatron", plan) == 16
-    assert useful_ranks("dsp", OPEN_SORA, num_frames=1) == 1
+    assert most_ranks("dsp", Sizes.of_clip(plan)) == 56
+    assert most_ranks("ulysses", Sizes.of_clip(plan)) == most_ranks("megatron", Sizes.of_clip(plan)) == 16
+    assert most_ranks("dsp", Sizes.of_clip(OPEN_SORA, num_frames=1)) == 1
     small = STDiT3Config(num_heads=3, hidden_size=24)
-    assert useful_ranks("ulysses", OPEN_SORA, small) == 3
-    assert useful_ranks("dsp", OPEN_SORA, height=32, width=32) == 4  # tokens
+    assert most_ranks("ulysses", Sizes.of_clip(OPEN_SORA, small)) == 3
+    assert most_ranks("dsp", Sizes.of_clip(OPEN_SORA, height=32, width=32)) == 4  # tokens
     # Without guidance there are no halves.
-    assert useful_ranks("cfg", OPEN_SORA, guidance=1.0) == useful_ranks("cfg+dsp", OPEN_SORA, guidance=1) == 1
+    unguided = Sizes.of_clip(OPEN_SORA, guidance=1.0)
+    assert most_ranks("cfg", unguided) == most_ranks("cfg+dsp", unguided) == 1
 
 
 @pytest.mark.parametrize("ranks", [0, -1, 1.5, "2", True, None])
 def test_ranks_that_are_no_number(ranks: object):
     with pytest.raises(PabError, match="whole number, 1 or more"):
-        check_ranks("dsp", ranks, OPEN_SORA)  # pyright: ignore[reportArgumentType]
+        check_sizes("dsp", ranks, Sizes.of_clip(OPEN_SORA))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("method", ["dps", "", "cfg+", "dsp+cfg", "none+dsp", None])
 def test_no_such_method(method: str):
     with pytest.raises(PabError, match="There is no parallel method named"):
-        useful_ranks(method, OPEN_SORA)
+        most_ranks(method, Sizes.of_clip(OPEN_SORA))
 
 
 def test_halves_need_an_even_number():
     with pytest.raises(PabError, match="3 cannot be halved: take 2 ranks"):
-        check_ranks("cfg", 3, OPEN_SORA)
+        check_sizes("cfg", 3, Sizes.of_clip(OPEN_SORA))
     with pytest.raises(PabError, match="5 cannot be halved: take an even number"):
-        check_ranks("cfg+dsp", 5, OPEN_SORA)
+        check_sizes("cfg+dsp", 5, Sizes.of_clip(OPEN_SORA))
 
 
 def test_messages_say_why():
     with pytest.raises(PabError, match="the clip has 15 latent frames and 1590 tokens each"):
-        check_ranks("dsp", 16, OPEN_SORA)
+        check_sizes("dsp", 16, Sizes.of_clip(OPEN_SORA))
     with pytest.raises(PabError, match="the guidance is off"):
-        check_ranks("cfg", 2, OPEN_SORA, guidance=1.0)
+        check_sizes("cfg", 2, Sizes.of_clip(OPEN_SORA, guidance=1.0))
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(15, 4), (15, 8), (5, 5), (7, 2), (1590, 7)])

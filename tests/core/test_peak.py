@@ -20,7 +20,8 @@ from pab_core.evaluate.peak import Kept, Peak, peak_of, predicted_peak
 from pab_core.models.fp8 import Quantiser, large_linears, replace_linears
 from pab_core.models.registry import ARCHITECTURES, model_spec
 from pab_core.offload import Mode, offload, tensors_of
-from pab_core.pipeline import Pipeline, schedule_for
+from pab_core.pipeline import Pipeline
+from pab_core.settings import schedule_for
 from pab_core.text import TextEmbedding
 
 GIB = 2**30

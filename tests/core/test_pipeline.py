@@ -21,7 +21,8 @@ from pab_core.acceleration.choice import Speed, make_run
 from pab_core.broadcast import AnyPolicy, BroadcastRun, Policy, ScheduleTable, customise
 from pab_core.broadcast.cache import Store
 from pab_core.errors import PabError
-from pab_core.pipeline import Pipeline, Progress
+from pab_core.pipeline import Pipeline
+from pab_core.results import Progress
 
 PROMPT = "a red ball rolls left over a green floor"
 

@@ -32,7 +32,7 @@ from pab_core.models.latte import LatteConfig, LatteT2V
 from pab_core.models.layers import Branch
 from pab_core.models.registry import MODELS, model_spec
 from pab_core.models.stdit3 import STDiT3, STDiT3Config
-from pab_core.pipeline import schedule_for
+from pab_core.settings import schedule_for
 
 STEPS = 10
 TIMES = [1000.0 - 100 * i for i in range(STEPS)]

@@ -20,6 +20,7 @@ from pab_core.broadcast import Policy
 from pab_core.cli_measuring import CALIBRATION, MEASUREMENT, demo_prompts, prompts_of
 from pab_core.cli_quality import each_alone, given_or_all, scores_too, without_each
 from pab_core.errors import PabError
+from pab_core.evaluate.prompts import PROMPTS
 from pab_core.evaluate.results import ResultFile
 from pab_core.evaluate.vmaf import Vmaf
 from pab_core.models.registry import model_spec
@@ -182,7 +183,7 @@ def test_prompts_of_calibration_and_of_measurement_share_none():
     assert all(prompt.text == text for text, prompt in seen.items())
     general = [set(prompts_of(model_spec("latte"), None, 8, draw=draw)) for draw in (CALIBRATION, MEASUREMENT)]
     assert not general[0] & general[1]
-    assert set(cli_measuring.PROMPTS) == general[0] | general[1]
+    assert set(PROMPTS) == general[0] | general[1]
 
 
 # VMAF

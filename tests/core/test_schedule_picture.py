@@ -8,7 +8,7 @@ from pab_core.broadcast import Policy, Window, find_policy, resolve
 from pab_core.broadcast.picture import ASCII, draw_schedule
 from pab_core.models.registry import MODELS
 from pab_core.models.stdit3 import stdit3_branches
-from pab_core.pipeline import schedule_for
+from pab_core.settings import schedule_for
 
 
 @pytest.mark.parametrize("width", [20, 50, 80, 200])

@@ -16,8 +16,10 @@ from pab_core import video_io
 from pab_core.cli import app
 from pab_core.conditioning import GivenFrames, apply_given
 from pab_core.errors import PabError
-from pab_core.pipeline import Pipeline, Progress
-from pab_core.tasks import Given, as_video, make_plan, read
+from pab_core.pipeline import Pipeline
+from pab_core.pixels import as_video
+from pab_core.results import Progress
+from pab_core.tasks import Given, make_plan, read
 
 PROMPT = "a red ball rolls left over a green floor"
 SIZE = (ABOUT["height"], ABOUT["width"])

@@ -29,7 +29,7 @@ from torch import Tensor
 from pab_core.errors import PabError
 from pab_core.text import TextEncoder
 from pab_core.text_encoder_files import find_text_encoder
-from pab_core.text_encoder_loading import ScaledLinear, cached_text_encoder, load_text_encoder
+from pab_core.text_encoder_loading import ScaledLinear, cached_text_encoder
 
 PROMPT = "a red ball rolls left over a green floor"
 FLOAT32, CPU = torch.float32, torch.device("cpu")
@@ -66,7 +66,7 @@ def weights() -> Weights:
 
 
 def load(source: Path, dtype: torch.dtype = FLOAT32, tokenizer: Path | None = TOKENIZER, **options) -> TextEncoder:
-    return load_text_encoder(source, tokenizer, WIDTH, 20, dtype, CPU, "plain", **options)
+    return cached_text_encoder(source, tokenizer, WIDTH, 20, dtype, CPU, "plain", **options).load()
 
 
 def states_of(model, encoder: TextEncoder) -> Tensor:
@@ -240,7 +240,7 @@ def test_a_tokenizer_of_another_model(weights: Weights, tmp_path: Path):
 
 def refused(source: Path, width: int = WIDTH) -> str:
     with pytest.raises(PabError) as caught:
-        load_text_encoder(source, TOKENIZER, width, 20, FLOAT32, CPU, "plain")
+        cached_text_encoder(source, TOKENIZER, width, 20, FLOAT32, CPU, "plain").load()
     return str(caught.value)
 
 

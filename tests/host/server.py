@@ -23,7 +23,7 @@ from typing import Any
 import websocket
 from provision import Host
 
-START_TIMEOUT = 120.0  # seconds; it takes about 6 on an idle machine
+START_TIMEOUT = 300.0  # seconds; it takes about 6 on an idle machine
 PREVIEW_IMAGE, TEXT, PREVIEW_IMAGE_WITH_METADATA = 1, 3, 4  # kinds of binary message of the host's websocket
 
 # The proxy of the surrounding shell, if any, must not be asked for 127.0.0.1.
@@ -50,8 +50,15 @@ class ComfyServer:
     A context manager: it is ready inside the `with`, and stopped after it.
     """
 
-    def __init__(self, host: Host, base: Path, plugin: Path | None = None, arguments: tuple[str, ...] = ("--cpu",)):
-        self.host, self.base, self.arguments = host, base, arguments
+    def __init__(
+        self,
+        host: Host,
+        base: Path,
+        plugin: Path | None = None,
+        arguments: tuple[str, ...] = ("--cpu",),
+        environment: dict[str, str] | None = None,
+    ):
+        self.host, self.base, self.arguments, self.environment = host, base, arguments, environment or {}
         self.client_id = uuid.uuid4().hex
         self.events: list[Event] = []
         self.news = threading.Condition()
@@ -94,7 +101,9 @@ class ComfyServer:
             self.port = free.getsockname()[1]
         # What this test process imports from must not leak into the host: its own `nodes`, `server`, ... are top-level.
         environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-        command = [str(self.host.python), "main.py", *self.arguments, "--listen", "127.0.0.1", "--port", str(self.port),
+        environment |= self.environment
+        command = [str(self.host.python), "main.py", *self.host.arguments, *self.arguments,
+                   "--listen", "127.0.0.1", "--port", str(self.port),
                    "--base-directory", str(self.base), "--disable-auto-launch",
                    "--database-url", f"sqlite:///{(self.base / 'user/comfyui.db').as_posix()}"]  # fmt: skip
         with (self.base / "server.log").open("wb") as log:

@@ -7,7 +7,7 @@ from typing import Any
 
 from provision import REPOSITORY
 
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COMFY_DYNAMICCOMBO_V3")  # the last in newer hosts only
 NOTES = ("Note", "MarkdownNote")  # exist in the page only
 
 Prompt = dict[str, dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import random
 import urllib.error
@@ -51,6 +52,7 @@ def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
         ({"spatial_range": -1}, "spatial"),
         ({"spatial_range": "many"}, "not a whole number"),
         ({"window_start": 0.9, "window_stop": 0.1}, "window"),
+        ({"window_start": 0.99, "window_stop": 1.0}, "holds none of the run's 30 steps"),
         ({"model": "../../etc/passwd"}, "not in models/pab"),
         ({"frames": 20}, "20 frames do not fit"),
         ({"steps": 1e99}, "too large"),
@@ -65,6 +67,16 @@ def test_the_route_answers_nonsense_in_words(server: ComfyServer, body: Any, wor
     assert status == 400
     assert words in answer["error"]
     assert "Traceback" not in answer["error"]
+
+
+def test_a_long_body_is_refused_where_its_length_is_not_told(server: ComfyServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps({"policy": "pab246", "more": "x" * 200_000}).encode()
+    parts = (body[i : i + 10_000] for i in range(0, len(body), 10_000))
+    connection.request("POST", "/pab/schedule", parts, {"Content-Type": "application/json"}, encode_chunked=True)
+    answer = connection.getresponse()
+    assert answer.status == 400
+    assert "too long" in json.load(answer)["error"]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from graphs import frames_of, refused, shared, with_node
+from graphs import refused, with_node
 from server import ComfyServer
 from template import Prompt, load_template, node_of
 from test_text_to_video import change, run_frames
@@ -164,29 +164,7 @@ def test_a_schedule_stays_in_its_folder(server: ComfyServer, short: Prompt) -> N
     assert not list(server.base.parent.glob("away*"))
 
 
-# --- compare and save -------------------------------------------------------------------------------------------------
-
-
-def test_equal_videos_compare_as_equal(server: ComfyServer, short: Prompt) -> None:
-    video = [node_of(short, "PABDecode"), 1]
-    links = {"reference": video, "video": video, "labels": "a, b", "amplify": 4.0}
-    graph = with_node(short, "PABCompare", **links)
-    graph["text"] = {"class_type": "PreviewAny", "inputs": {"source": ["PABCompare", 0]}}
-    graph["differ"] = {"class_type": "PreviewImage", "inputs": {"images": ["PABCompare", 2]}}
-    _, outputs = server.run(graph)
-    assert outputs["text"]["text"][0].startswith("b: PSNR 100.0 dB")
-    difference = frames_of(server, {**graph, "decode2": {"class_type": "ImageScaleBy", "inputs": {
-        "image": ["PABCompare", 2], "upscale_method": "nearest-exact", "scale_by": 1.0}}})  # fmt: skip
-    assert difference[:, 24:].max() == 0
-
-
-def test_videos_of_other_sizes_are_not_compared(server: ComfyServer, short: Prompt) -> None:
-    graph = shared(short, {"width": 64}, "2")
-    links = {"reference": [node_of(short, "PABDecode"), 1], "video": ["decode2", 1], "labels": "", "amplify": 4.0}
-    graph = with_node(graph, "PABCompare", **links)
-    graph["text"] = {"class_type": "PreviewAny", "inputs": {"source": ["PABCompare", 0]}}
-    end = server.wait(server.queue(graph))
-    assert "The videos cannot be compared" in end.data["exception_message"]
+# --- save -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_video_carries_its_workflow(server: ComfyServer, short: Prompt, tmp_path: Path) -> None:

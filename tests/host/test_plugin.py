@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import sys
 from pathlib import Path
 
+import pytest
 from provision import REPOSITORY, call
 from server import ComfyServer
 
@@ -76,8 +78,8 @@ def test_the_registrys_own_check_passes(tmp_path: Path) -> None:
 
 
 def test_the_host_has_all_that_is_used_of_it(server: ComfyServer, tmp_path: Path) -> None:
-    # As nodes/host.py lists it; asked in the host's own interpreter.
-    tree = ast.parse((REPOSITORY / "nodes" / "host.py").read_text(encoding="utf-8"))
+    # As nodes/host lists it; asked in the host's own interpreter.
+    tree = ast.parse((REPOSITORY / "nodes" / "host" / "__init__.py").read_text(encoding="utf-8"))
     (used,) = (
         ast.literal_eval(node.value)
         for node in tree.body
@@ -106,6 +108,44 @@ for where, names in {used!r}.items():
 print(missing)
 """
     assert call(str(server.host.python), "-c", code, cwd=server.host.comfyui).strip().splitlines()[-1] == "[]"
+
+
+# What nodes need when they run, not when the host starts.
+LATER = ("accelerate", "bs4", "diffusers", "ftfy", "huggingface_hub", "imageio_ffmpeg", "pydantic", "rich",
+         "sentencepiece", "torchmetrics", "transformers", "typer")  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", [(), LATER])
+def test_it_adds_little_to_the_start_and_stands_without_what_is_for_later(
+    server: ComfyServer, gone: tuple[str, ...]
+) -> None:
+    plugin = server.base / "custom_nodes" / "comfyui-pab"
+    code = f"""
+import sys
+sys.argv = ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import asyncio, json, time
+import utils.extra_config  # before anything else that is called utils
+import comfy_api.latest, comfy_config.config_parser, nodes, server  # the host's own
+loop = asyncio.new_event_loop()
+server.PromptServer(loop)
+sys.modules.update(dict.fromkeys({gone!r}))  # None there makes an import fail
+before = set(sys.modules)
+start = time.process_time()
+loaded = loop.run_until_complete(nodes.load_custom_node({str(plugin)!r}))
+seconds = time.process_time() - start
+ours = [name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("PAB")]
+print(json.dumps([loaded, seconds, len(ours), sorted(set(sys.modules) - before)]))
+"""
+    # The processor's time of one thread: the machine may be busy with other things.
+    quiet = os.environ | {"OMP_NUM_THREADS": "1"}
+    said = call(str(server.host.python), "-c", code, cwd=server.host.comfyui, env=quiet)
+    loaded, seconds, nodes, modules = json.loads(said.strip().splitlines()[-1])
+    assert loaded
+    assert nodes == len(OURS)
+    assert seconds < 0.3
+    assert not [name for name in modules if name.split(".")[0] in LATER]
 
 
 def test_the_log_has_no_warning_of_ours(server: ComfyServer) -> None:

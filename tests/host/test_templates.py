@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from provision import REPOSITORY
+from provision import COMFYUI_VERSION, REPOSITORY
 from server import ComfyServer
 from template import Prompt, load_template, nodes_of, to_prompt
 from write_templates import TEMPLATES, Graph, english
@@ -32,6 +32,8 @@ def test_each_template_has_a_small_picture() -> None:
 
 
 def test_the_templates_are_those_that_the_script_writes(server: ComfyServer) -> None:
+    if server.host.version != COMFYUI_VERSION:
+        pytest.skip("They are written on the oldest host, and its own nodes have other inputs later.")
     info = server.object_info()
     assert sorted(TEMPLATES) == NAMES
     for name, build in TEMPLATES.items():

@@ -67,7 +67,9 @@ def test_a_pool_makes_the_frames_of_one_device_and_stays(server: ComfyServer, sh
     prompt_id, together = run_frames(server, graph)
     assert_close(alone, together)
     sampler = node_of(graph, "PABSampler")
-    assert steps_shown(server, prompt_id, sampler) == list(range(1, 9))
+    steps = steps_shown(server, prompt_id, sampler)
+    assert steps == sorted(set(steps))  # a newer host leaves out some that come fast
+    assert (steps[0], steps[-1]) == (1, 8)
     previews = [e.picture for e in server.of(prompt_id, "preview") if e.data["node_id"] == sampler]
     assert previews
     assert max(Image.open(io.BytesIO(previews[-1])).size) == 512

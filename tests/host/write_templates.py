@@ -22,7 +22,7 @@ from provision import REPOSITORY, provision
 from server import ComfyServer
 from template import WIDGETS
 
-X = (40, 420, 880, 1260, 1720)  # columns
+X = (40, 420, 880, 1260, 1720, 2180, 2640, 3020)  # columns
 Output = tuple[int, int]  # node and place of an output
 
 
@@ -104,12 +104,14 @@ class Graph:
             "links": self.links,
             "groups": [],
             "config": {},
-            "extra": {"ds": {"scale": 0.75, "offset": [50, -40]}},
+            "extra": {"ds": {"scale": 0.75, "offset": [50, 40]}},
             "version": 0.4,
         }
 
 
-LOADER, PROMPT, POLICY, SAMPLER, SAVER = (340, 190), (420, 240), (420, 560), (340, 540), (420, 400)
+LOADER, PROMPT, POLICY, SAMPLER, SAVER = (340, 190), (420, 250), (420, 560), (340, 540), (420, 400)
+# Nodes 2.0 draws nodes taller than this, a sampler with a preview most of all: what is below begins farther down.
+TOP, BELOW_LOADER, BELOW_PROMPT, BELOW_SAMPLER, NEXT_ROW = 180, 460, 510, 740, 900
 RED_BALL = "a red ball rolls left over a green floor"
 
 
@@ -119,27 +121,27 @@ def pipeline(graph: Graph, prompt: str, load: dict[str, Any], **size: Any) -> tu
     loader = graph.add(
         "PABLoadModel",
         0,
-        300 if checkpoint else 180,
+        330 if checkpoint else TOP,
         LOADER,
         {"checkpoint": checkpoint} if checkpoint else None,
         **load,
     )
-    text = graph.add("PABTextEncode", 1, 180, PROMPT, {"model": (loader, 0)}, prompt=prompt)
+    text = graph.add("PABTextEncode", 1, TOP, PROMPT, {"model": (loader, 0)}, prompt=prompt)
 
     def make(top: int, more: dict[str, Output] | None = None, column: int = 2, **others: Any) -> int:
         links = {"model": (loader, 0), "conditioning": (text, 0), **(more or {})}
         sampler = graph.add("PABSampler", column, top, SAMPLER, links, **(size | others))
         decoder = {"model": (loader, 0), "latent": (sampler, 0)}
-        return graph.add("PABDecode", column, top + 620, (240, 60), decoder)
+        return graph.add("PABDecode", column, top + BELOW_SAMPLER, (240, 60), decoder)
 
     return loader, text, make
 
 
 def text_to_video(graph: Graph) -> None:
     _, _, make = pipeline(graph, RED_BALL, {}, steps=30, guidance=4.0, width=192, height=128, frames=34)
-    policy = graph.add("PABBroadcast", 1, 470, POLICY)
-    video = make(180, {"policy": (policy, 0)})
-    graph.add("SaveVideo", 3, 180, SAVER, {"video": (video, 1)}, filename_prefix="video/pab")
+    policy = graph.add("PABBroadcast", 1, BELOW_PROMPT, POLICY)
+    video = make(TOP, {"policy": (policy, 0)})
+    graph.add("SaveVideo", 3, TOP, SAVER, {"video": (video, 1)}, filename_prefix="video/pab")
     graph.note(
         "## Text to video with Pyramid Attention Broadcast\n\nPress **Run**: the demo model makes two seconds of video "
         "in seconds, on any CPU.\n\n**Prompt**: one shaded shape (ball, cube, cylinder, cone), its colour, a motion; a "
@@ -147,97 +149,97 @@ def text_to_video(graph: Graph) -> None:
         "choose a policy, or move a slider; 0 leaves a value as the policy has it. `off` is the slow original to "
         "compare with, at the same seed.\n\n**Size, frames, steps, guidance**: 0 is the model's own.\n\nOpen-Sora "
         "checkpoints go to `models/pab`, one folder each.",
-        0, 420, (340, 400),
+        0, BELOW_LOADER, (340, 400),
     )  # fmt: skip
 
 
 def off_against_on(graph: Graph) -> None:
     _, _, make = pipeline(graph, RED_BALL, {})
-    policy = graph.add("PABBroadcast", 1, 470, POLICY)
-    off, on = make(180), make(900, {"policy": (policy, 0)})
-    compared = graph.add("PABCompare", 3, 180, (340, 160), {"reference": (off, 1), "video": (on, 1)}, labels="off, on")
-    graph.add("PreviewAny", 3, 390, (340, 110), {"source": (compared, 0)})
-    graph.add("PreviewImage", 3, 550, (340, 300), {"images": (compared, 2)}, title="Differences, four times as bright")
-    graph.add("PABSaveVideo", 4, 180, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_compare")
+    policy = graph.add("PABBroadcast", 1, BELOW_PROMPT, POLICY)
+    off, on = make(TOP), make(TOP + NEXT_ROW, {"policy": (policy, 0)})
+    compared = graph.add("PABCompare", 3, TOP, (340, 160), {"reference": (off, 1), "video": (on, 1)}, labels="off, on")
+    graph.add("PreviewAny", 3, 410, (340, 110), {"source": (compared, 0)})
+    graph.add("PreviewImage", 3, 600, (340, 300), {"images": (compared, 2)}, title="Differences, four times as bright")
+    graph.add("PABSaveVideo", 4, TOP, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_compare")
     graph.note(
         "## Off against on\n\nThe same seed twice: above without reuse, below with the policy on the left. Move a "
         "slider and run again: the upper half is not made anew.\n\nAfter a run the broadcast node tells what was "
         "measured.",
-        0, 420, (340, 260),
+        0, BELOW_LOADER, (340, 260),
     )  # fmt: skip
 
 
 def choose_your_speed(graph: Graph) -> None:
     _, _, make = pipeline(graph, "a blue cube spins on sand at sunset", {})
     names = ("pab246", "pab357", "pab579")
-    off = make(180)
+    off = make(TOP)
     videos = []
-    for place, name in enumerate(names):
-        policy = graph.add("PABBroadcast", 1, 470 + 600 * place, POLICY, policy=name)
-        videos.append(make(900 + 720 * place, {"policy": (policy, 0)}))
+    for column, name in enumerate(names, 3):
+        policy = graph.add("PABBroadcast", column, TOP + NEXT_ROW, POLICY, policy=name)
+        videos.append(make(TOP, {"policy": (policy, 0)}, column))
     links = {"reference": (off, 1), "video": (videos[0], 1), "video_2": (videos[1], 1), "video_3": (videos[2], 1)}
-    compared = graph.add("PABCompare", 3, 180, (340, 200), links, labels=", ".join(("off", *names)))
-    graph.add("PreviewAny", 3, 430, (340, 130), {"source": (compared, 0)})
-    graph.add("PABSaveVideo", 4, 180, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_speeds")
+    compared = graph.add("PABCompare", 6, TOP, (340, 200), links, labels=", ".join(("off", *names)))
+    graph.add("PreviewAny", 6, 450, (340, 130), {"source": (compared, 0)})
+    graph.add("PABSaveVideo", 7, TOP, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_speeds")
     graph.note(
         "## Choose your speed\n\nThree presets beside the video without reuse, at the same seed. **pab246** keeps "
         "nearly all, **pab579** is the fastest. The numbers say how near each stays: the higher the PSNR, the nearer.",
-        0, 420, (340, 230),
+        0, BELOW_LOADER, (340, 230),
     )  # fmt: skip
 
 
 def image_to_video(graph: Graph) -> None:
     _, _, make = pipeline(graph, RED_BALL, {})
-    policy = graph.add("PABBroadcast", 1, 470, POLICY)
-    picture = graph.add("LoadImage", 0, 700, (340, 330), image="example.png")
-    given = graph.add("PABGiven", 0, 1080, (340, 200), {"first_frame": (picture, 0)})
-    video = make(180, {"policy": (policy, 0), "given": (given, 0)})
-    graph.add("PABSaveVideo", 3, 180, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_image")
+    policy = graph.add("PABBroadcast", 1, BELOW_PROMPT, POLICY)
+    picture = graph.add("LoadImage", 0, 770, (340, 330), image="example.png")
+    given = graph.add("PABGiven", 0, 1190, (340, 200), {"first_frame": (picture, 0)})
+    video = make(TOP, {"policy": (policy, 0), "given": (given, 0)})
+    graph.add("PABSaveVideo", 3, TOP, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_image")
     graph.note(
         "## Image to video\n\nChoose a picture: the video starts from it. With a second one as the **last frame** it "
         "ends there; with a **video** it goes on from the clip's end; with **edit** the clip is changed.\n\nThe demo "
         "model knows its own world alone: give it a picture of a shape on a floor, such as a frame of the first "
         "template. Open-Sora takes any.",
-        0, 420, (340, 250),
+        0, BELOW_LOADER, (340, 250),
     )  # fmt: skip
 
 
 def calibrate(graph: Graph) -> None:
     loader, _, make = pipeline(graph, RED_BALL, {})
-    found = graph.add("PABCalibrate", 1, 470, (420, 380), {"model": (loader, 0)})
-    off, on = make(180), make(900, {"policy": (found, 0)})
+    found = graph.add("PABCalibrate", 1, BELOW_PROMPT, (420, 380), {"model": (loader, 0)})
+    off, on = make(TOP), make(TOP + NEXT_ROW, {"policy": (found, 0)})
     compared = graph.add(
-        "PABCompare", 3, 180, (340, 160), {"reference": (off, 1), "video": (on, 1)}, labels="off, calibrated"
+        "PABCompare", 3, TOP, (340, 160), {"reference": (off, 1), "video": (on, 1)}, labels="off, calibrated"
     )
-    graph.add("PreviewAny", 3, 390, (340, 110), {"source": (compared, 0)})
-    graph.add("PreviewImage", 3, 550, (440, 340), {"images": (found, 1)}, title="What was measured")
+    graph.add("PreviewAny", 3, 410, (340, 110), {"source": (compared, 0)})
+    graph.add("PreviewImage", 3, 600, (440, 340), {"images": (found, 1)}, title="What was measured")
     links = {"model": (loader, 0), "policy": (found, 0)}
-    graph.add("PABSaveSchedule", 3, 940, (340, 120), links, filename_prefix="calibrated")
-    graph.add("PABSaveVideo", 4, 180, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_calibrated")
+    graph.add("PABSaveSchedule", 3, 1010, (340, 120), links, filename_prefix="calibrated")
+    graph.add("PABSaveVideo", 4, TOP, SAVER, {"video": (compared, 1)}, filename_prefix="video/pab_calibrated")
     graph.note(
         "## Calibrate\n\nMeasures on your prompts where in the run attention changes least, and makes a policy of it. "
         "The curves are U-shaped: the first and last steps shape the video.\n\nThe schedule is saved under "
         "`output/pab_schedules`: **Load Schedule (PAB)** brings it back without measuring. The broadcast node shows "
         "the curves from then on.",
-        0, 420, (340, 320),
+        0, BELOW_LOADER, (340, 320),
     )  # fmt: skip
 
 
 def worker_pool(graph: Graph) -> None:
     loader, text, _ = pipeline(graph, RED_BALL, {})
-    policy = graph.add("PABBroadcast", 1, 470, POLICY)
-    pool = graph.add("PABWorkers", 0, 730, (340, 160), devices="cpu*2")
+    policy = graph.add("PABBroadcast", 1, BELOW_PROMPT, POLICY)
+    pool = graph.add("PABWorkers", 0, 790, (340, 160), devices="cpu*2")
     links = {"model": (loader, 0), "conditioning": (text, 0), "policy": (policy, 0), "workers": (pool, 0)}
-    sampler = graph.add("PABSampler", 2, 180, SAMPLER, links)
+    sampler = graph.add("PABSampler", 2, TOP, SAMPLER, links)
     decoder = {"model": (loader, 0), "latent": (sampler, 0), "workers": (pool, 0)}
-    video = graph.add("PABDecode", 2, 800, (240, 80), decoder)
-    graph.add("PABSaveVideo", 3, 180, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_workers")
+    video = graph.add("PABDecode", 2, TOP + BELOW_SAMPLER, (240, 80), decoder)
+    graph.add("PABSaveVideo", 3, TOP, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_workers")
     graph.note(
         "## Several GPUs\n\nThe pool's processes keep the model, one on each device, and make the steps of the video "
         "together. `cpu*2` is to try it out on any machine; write `auto` or `0,1` for GPUs.\n\nWith the method `auto` "
         "a few steps are timed when a size is first made, and the fastest way is taken: where several devices are no "
         "faster than one, the sampler says so. The video is that of one device but for rounding.",
-        0, 420, (340, 270),
+        0, BELOW_LOADER, (340, 270),
     )  # fmt: skip
 
 
@@ -245,12 +247,12 @@ def released(model: str, prompt: str, policy: str, text: str, **size: Any) -> Ca
     """A released model, downloaded where it is not there yet."""
 
     def build(graph: Graph) -> None:
-        fetched = graph.add("PABDownload", 0, 180, (340, 70), model=model)
+        fetched = graph.add("PABDownload", 0, TOP, (340, 70), model=model)
         _, _, make = pipeline(graph, prompt, {"checkpoint": (fetched, 0)}, **size)
-        chosen = graph.add("PABBroadcast", 1, 470, POLICY, policy=policy)
-        video = make(180, {"policy": (chosen, 0)})
-        graph.add("PABSaveVideo", 3, 180, SAVER, {"video": (video, 1)}, filename_prefix=f"video/{model}")
-        graph.note(text, 0, 540, (340, 380))
+        chosen = graph.add("PABBroadcast", 1, BELOW_PROMPT, POLICY, policy=policy)
+        video = make(TOP, {"policy": (chosen, 0)})
+        graph.add("PABSaveVideo", 3, TOP, SAVER, {"video": (video, 1)}, filename_prefix=f"video/{model}")
+        graph.note(text, 0, 620, (340, 380))
 
     return build
 

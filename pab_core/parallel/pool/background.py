@@ -76,9 +76,10 @@ def start_in_background(
 
 def stop_in_background() -> None:
     """Ends the pool, and waits until it has. PabError where none runs, or it does not end."""
+    address = read_address()
     ask("stop")
     until = time.monotonic() + _SECONDS
-    while read_address() is not None:
+    while address is not None and read_address() == address:  # another may start at once
         if time.monotonic() > until:
             raise PabError(
                 f"The pool of workers did not end within {_SECONDS:.0f} s; see its log in {workers_folder()}."

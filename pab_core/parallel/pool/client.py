@@ -35,6 +35,8 @@ class SharedPool:
         try:
             connection.send(Message("submit", {"job": record.job}, record.tensors))
         except OSError:
+            connection.close()
+            del self._connections[record.id]
             raise PabError(_ENDED) from None
         threading.Thread(target=self._follow, args=(connection, record), name="pab-job", daemon=True).start()
         return Handle(self, record)
@@ -57,23 +59,29 @@ class SharedPool:
                 connection.send(Message("cancel"))
 
     def _follow(self, connection: Connection, record: Record) -> None:
-        with connection:
-            while not record.ended:
-                message = connection.read()
-                if message is None:
-                    record.fail(WorkerError(_ENDED, retry=True))
-                elif message.type == "accepted":
-                    record.state = "running"  # or waiting there, which makes no difference here
-                elif message.type == "progress":
-                    was = record.cancelled.is_set()
-                    record.progressed(message)
-                    if record.cancelled.is_set() and not was:
-                        self.cancel(record)
-                elif message.type == "done":
-                    record.finish(message, [])
-                elif message.type == "failed":
-                    record.fail(error_from(message))
-        self._connections.pop(record.id, None)
+        try:
+            with connection:
+                while not record.ended:
+                    self._hear(connection.read(), record)
+        except Exception as error:  # such as a result of another version's, or one for which there is no memory
+            record.fail(WorkerError(f"What the pool of workers answered cannot be read ({error!r}); start it again."))
+        finally:
+            self._connections.pop(record.id, None)
+
+    def _hear(self, message: Message | None, record: Record) -> None:
+        if message is None:
+            record.fail(WorkerError(_ENDED, retry=True))
+        elif message.type == "accepted":
+            record.state = "running"  # or waiting there, which makes no difference here
+        elif message.type == "progress":
+            was = record.cancelled.is_set()
+            record.progressed(message)
+            if record.cancelled.is_set() and not was:
+                self.cancel(record)
+        elif message.type == "done":
+            record.finish(message, [])
+        elif message.type == "failed":
+            record.fail(error_from(message))
 
 
 _ENDED = (

@@ -14,17 +14,22 @@ import json
 import os
 import secrets
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import PabError
+from .folder import hold
 from .protocol import Message, ProtocolError, read_message
 
 _NAME = "pool.json"
+_LOCK = "starting"
 _HOST = "127.0.0.1"
 _GREETING = 4096  # bytes of a header, before who sends it has been believed
 _SECONDS = 10.0
+_STARTING = 20.0  # seconds that another may take to see whether a pool runs, and to tell of its own
 
 
 @dataclass(frozen=True)
@@ -87,24 +92,38 @@ def workers_folder() -> Path:
 
 
 def listen() -> tuple[socket.socket, Address]:
-    """A socket on a free port, which is told in the folder. PabError where a pool runs already."""
-    try:
-        connect().close()
-    except PabError:
-        pass
-    else:
-        raise PabError(_RUNS)
-    (workers_folder() / _NAME).unlink(missing_ok=True)  # nobody answers there
-    server = socket.create_server((_HOST, 0))
-    address = Address(server.getsockname()[1], secrets.token_hex(32), os.getpid())
-    try:
-        handle = os.open(workers_folder() / _NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        server.close()
-        raise PabError(_RUNS) from None
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(address), file)
-    return server, address
+    """A socket on a free port, which is told in the folder. PabError where a pool runs already, or is just starting."""
+    with _one_at_a_time():
+        try:
+            connect().close()
+        except PabError:
+            pass
+        else:
+            raise PabError(_RUNS)
+        (workers_folder() / _NAME).unlink(missing_ok=True)  # nobody answers there
+        server = socket.create_server((_HOST, 0))
+        address = Address(server.getsockname()[1], secrets.token_hex(32), os.getpid())
+        try:
+            handle = os.open(workers_folder() / _NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            server.close()
+            raise PabError(_RUNS) from None
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(asdict(address), file)
+        return server, address
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Of two that start together, none takes away what the other has told. PabError where another does not end."""
+    with (workers_folder() / _LOCK).open("ab") as lock:
+        until = time.monotonic() + _STARTING
+        with contextlib.suppress(OSError):  # of a file system that knows no locks
+            while not hold(lock):
+                if time.monotonic() > until:
+                    raise PabError(_RUNS)
+                time.sleep(0.05)
+        yield
 
 
 def forget(address: Address) -> None:

@@ -19,9 +19,16 @@ class PrivateFolder:
 
     def __init__(self) -> None:
         sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))  # with access for its owner only
-        self._lock: Any = (self.path / _LOCK).open("wb")
-        _hold(self._lock)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))  # with access for its owner only
+            self._lock: Any = (self.path / _LOCK).open("wb")
+            try:
+                # Before it was held, another process's sweep may have taken the folder for left over.
+                if hold(self._lock) and (self.path / _LOCK).exists():
+                    return
+            except OSError:
+                return  # no locks here: nobody sweeps, either
+            self.remove()
 
     def remove(self) -> None:
         self._lock.close()
@@ -37,22 +44,30 @@ def sweep() -> None:
             if not (folder / _LOCK).exists():
                 continue  # is being made or removed this moment
             with (folder / _LOCK).open("r+b") as lock:
-                if not _hold(lock):
+                if not hold(lock):
                     continue
+                # While it is held: whose it is then learns of it. Windows leaves the open file, and its folder.
+                shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hold(lock: Any) -> bool:
-    """Whether the lock could be had; it is given back when the file is closed, also by the death of the process."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
+def hold(lock: Any) -> bool:
+    """Whether the lock could be had; it is given back when the file is closed, also by the death of the process.
 
+    OSError on a file system that knows no locks.
+    """
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
             msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
+        except OSError:
+            return False
+        return True
+    import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return False
     return True

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ...broadcast import AnyPolicy
-from ...pipeline import Generation
 from ...prompt_scores import PromptScores
+from ...results import Generation
 from ...tasks import Given
 from .job import Job, ModelSource, Scores, given_to_plain, policy_to_plain
 from .pool import Handle

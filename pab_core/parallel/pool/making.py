@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import PabError
-from ...pipeline import Pipeline, ProgressCallback
+from ...pipeline import Pipeline
+from ...results import ProgressCallback
 from .job import Job, policy_from_plain, table_to_plain, text_of
 
 Result = tuple[dict[str, Any], dict[str, Tensor]]

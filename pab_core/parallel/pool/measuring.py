@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ...pipeline import Pipeline, Progress, clip_size
+from ...pipeline import Pipeline
+from ...results import Progress
+from ...settings import clip_size
 from ...text import TextEmbedding
 from ..methods import Sizes
 from .choice import Shape

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from ...video_io import NO_WINDOW
-from .protocol import Message, ProtocolError, read_message
+from .protocol import BrokenOff, Message, read_message
 
 WORKER = "pab_core.parallel.pool.worker"
 ROOT = Path(__file__).resolve().parent.parent.parent.parent  # the folder that holds pab_core
 _TAIL = 2000  # bytes of a log that are shown
+_LAST = 10.0  # seconds until a process that was killed counts as gone, even if it is not
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Member(ABC):
         self.heard = time.monotonic()
         self.warnings: list[str] = []
         self._receive = receive
+        self._once = threading.Lock()
 
     @abstractmethod
     def send(self, message: Message) -> None:
@@ -74,6 +76,14 @@ class Member(ABC):
         self.heard = time.monotonic()
         self._receive(self, message)
 
+    def has_gone(self) -> None:
+        """From any thread, and as often as it is noticed: the first time, it is told."""
+        with self._once:
+            if self.gone:
+                return
+            self.gone = True
+        self.heard_of(None)
+
 
 class LocalMember(Member):
     """A process on this machine. To be made in a thread that lives as long as it should: on Linux it dies with that."""
@@ -90,6 +100,7 @@ class LocalMember(Member):
     ) -> None:
         super().__init__(place, receive)
         self.log = log
+        self._last: threading.Timer | None = None
         arguments = ["--device", place.device, "--parent", str(os.getpid()), "--threads", str(threads)]
         # Appended to: what a worker that was replaced wrote stays readable.
         with log.open("ab") as errors:
@@ -124,6 +135,11 @@ class LocalMember(Member):
         self._outbox.put(None)
         if self._process.poll() is None:
             self._process.kill()
+            if self._last is None:
+                # One that waits inside a GPU's driver dies when that returns, maybe never: nobody waits for it.
+                self._last = threading.Timer(_LAST, self.has_gone)
+                self._last.daemon = True
+                self._last.start()
 
     def wait(self, seconds: float) -> bool:
         try:
@@ -149,21 +165,20 @@ class LocalMember(Member):
     def _read(self) -> None:
         stream = self._process.stdout
         assert stream is not None
-        while True:
-            try:
-                message = read_message(stream.read)
-            except (ProtocolError, OSError, ValueError):
-                message = None
-            if message is None:
-                break
-            self.heard_of(message)
-        if not self.wait(2):  # it closed its pipe but lives on
-            self._process.kill()
+        cause = ""
+        try:
+            while (message := read_message(stream.read)) is not None:
+                self.heard_of(message)
+        except BrokenOff:
+            pass
+        except Exception as error:  # such as no memory for a message
+            cause = f"sent what cannot be read ({str(error) or type(error).__name__}), and was ended"
+        if not self.wait(2):  # it closed its pipe, but lives on
+            self.kill(cause)
             self._process.wait()
-        self.gone = True
         self._outbox.put(None)
         stream.close()
-        self.heard_of(None)
+        self.has_gone()
 
     def _write(self) -> None:
         """A thread of its own: a worker that is stopped reads nothing, and whoever wrote to it would stop as well."""

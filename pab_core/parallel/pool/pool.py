@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...errors import PabError
 from ...models.registry import ModelSpec
-from ...pipeline import clip_size
-from ..methods import check_ranks, find_method
+from ...settings import clip_size
+from ..methods import Sizes, check_sizes, find_method
 from .devices import parse_devices
 from .failures import JobCancelled
 from .folder import PrivateFolder
@@ -186,9 +186,9 @@ class BasePool:
         for record in left:
             record.fail(JobCancelled())
         for team in self._teams:
-            if team.running is not None:
-                team.running.cancelled.set()
-        for team in self._teams:
+            record = team.running  # looked at once: it may end this moment
+            if record is not None:
+                record.cancelled.set()
             team.close()
         for team in self._teams:
             team.join()
@@ -280,7 +280,7 @@ class WorkerPool(BasePool):
         spec, config = _known(job.model.model_dump_json())
         size = {"num_frames": job.num_frames, "height": job.height, "width": job.width}
         clip_size(spec, **size)
-        check_ranks(self.method, ranks, spec, config, guidance=job.guidance, **size)
+        check_sizes(self.method, ranks, Sizes.of_clip(spec, config, guidance=job.guidance, **size))
 
     def _close(self) -> None:
         self._folder.remove()

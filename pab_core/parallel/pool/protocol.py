@@ -30,6 +30,10 @@ class ProtocolError(Exception):
     """What came is no message of ours: the other side is broken or somebody else."""
 
 
+class BrokenOff(ProtocolError):
+    """The other side has ended in the middle of a message."""
+
+
 @dataclass(frozen=True)
 class Message:
     """`type` says what the other entries are; see rank.py for those to a worker, team.py for those from one."""
@@ -65,13 +69,13 @@ def read_message(read: Read, most_header: int = MOST_HEADER, most_tensors: int =
     if not start:
         return None
     if len(start) < _LENGTHS.size:
-        raise ProtocolError("the message breaks off")
+        raise BrokenOff("the message breaks off")
     magic, header_size, tensor_size = _LENGTHS.unpack(start)
     if magic != _MAGIC or header_size > most_header or tensor_size > most_tensors:
         raise ProtocolError("this is no message, or one that is too large")
     header, tensors = read(header_size), read(tensor_size) if tensor_size else b""
     if len(header) < header_size or len(tensors) < tensor_size:
-        raise ProtocolError("the message breaks off")
+        raise BrokenOff("the message breaks off")
     try:
         about: Any = json.loads(header)
     except (ValueError, RecursionError):

@@ -33,7 +33,8 @@ import torch
 from torch import Tensor
 
 from ...errors import PabError
-from ...pipeline import Pipeline, Progress
+from ...pipeline import Pipeline
+from ...results import Progress
 from .group import Group, is_peer_failure
 from .job import DTYPES, Job, ModelSource
 from .making import TASKS

@@ -41,7 +41,6 @@ class RayMember(Member):
         self.actor = actor
         self._numbers = itertools.count()
         self._ended = threading.Event()
-        self._once = threading.Lock()
         threading.Thread(target=self._listen, name="pab-ray", daemon=True).start()
 
     def send(self, message: Message) -> None:
@@ -86,12 +85,8 @@ class RayMember(Member):
         self._end()
 
     def _end(self) -> None:
-        with self._once:
-            if self._ended.is_set():
-                return
-            self._ended.set()
-        self.gone = True
-        self.heard_of(None)
+        self._ended.set()
+        self.has_gone()
 
 
 class RayPool(BasePool):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ...broadcast import ScheduleTable
-from ...pipeline import Generation
+from ...results import Generation
 from .failures import JobCancelled, WorkerError
 from .job import table_from_plain
 from .protocol import Message, unpack

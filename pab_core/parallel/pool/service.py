@@ -27,6 +27,7 @@ from .protocol import Message, pack
 from .record import Made, PoolProgress
 
 _POLL = 0.05  # seconds between two looks at a job
+_AGAIN = 0.1  # seconds until a door that failed is opened again
 
 
 class Service:
@@ -35,26 +36,36 @@ class Service:
         self._server = server
         self._address = address
         self._stopping = threading.Event()
+        self._interrupted = False
 
     def run(self) -> None:
         """Until somebody asks it to stop."""
         threading.Thread(target=self._accept, name="pab-door", daemon=True).start()
         # A wait with a bound: without one, Windows would not hear of signals.
-        while not self._stopping.wait(0.5):
+        while not (self._interrupted or self._stopping.wait(0.5)):
             pass
+        self._stopping.set()
         self._server.close()
-        self._pool.stop()
-        forget(self._address)
+        try:
+            self._pool.stop()
+        finally:
+            forget(self._address)
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def interrupt(self, *_: object) -> None:
+        """As `stop`, from a signal: those interrupt the very wait for the event, whose lock may not be taken twice."""
+        self._interrupted = True
 
     def _accept(self) -> None:
         while not self._stopping.is_set():
             try:
                 sock, _ = self._server.accept()
             except OSError:
-                return
+                # A client that went again, or too many open files: the next one may come in.
+                self._stopping.wait(_AGAIN)
+                continue
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
@@ -152,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"Error: {error}" if isinstance(error, PabError) else repr(error))
     service = Service(pool, server, address)
     for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), lambda *_: service.stop())
+        signal.signal(getattr(signal, name), service.interrupt)
     service.run()
 
 

@@ -148,6 +148,9 @@ class Team:
                 self.roster.make_ready(self._ranks, self._check_open)
             except (WorkerError, JobCancelled):
                 self._wanted = False  # why is kept in `trouble`; the next job tries again
+            except Exception as error:  # also a bug of the pool's own must not end the thread that takes the jobs
+                self._wanted = False
+                self.roster.trouble = f"The workers could not be started: {error or type(error).__name__}."
 
     def _check_open(self) -> None:
         if self._closing or self._release:
@@ -223,7 +226,7 @@ class Team:
         watches = {rank: Watch(patience, time.monotonic()) for rank in running}
         failures: list[Failure] = []
         answer: Message | None = None
-        deadline, told = 0.0, False
+        deadline, told, aborted = 0.0, False, False
         while running:
             event = roster.next_event()
             now = time.monotonic()
@@ -254,15 +257,18 @@ class Team:
                         roster.joined = roster.joined if message["intact"] or plan.ranks == 1 else 0
                         log = message["trace"] or (member.log_tail() if message["kind"] == "bug" else "")
                         failures.append(Failure(rank, member.place.device, message["kind"], message["text"], log))
-            if failures and running and not deadline:
+            if (failures or self._closing) and not deadline:
                 deadline = now + patience.settle
-                if not roster.joined:  # else all end at the same place, by agreement
-                    for other in running.values():
-                        other.send(Message("abort", {"id": record.id}))
+            if failures and not roster.joined and not aborted:  # else all end at the same place, by agreement
+                aborted = True
+                for other in running.values():
+                    other.send(Message("abort", {"id": record.id}))
             if deadline and now > deadline:
                 deadline = float("inf")
+                if not failures:  # the pool is stopped, and they do not hear of it
+                    record.fail(JobCancelled())
                 for other in running.values():
-                    other.kill("did not end its part after another rank had failed, and was ended")
+                    other.kill("did not end its part in time, and was ended")
             self._look_after(running, watches)
         if failures:
             worst = cause_of(failures)

@@ -15,9 +15,11 @@ import os
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
 from typing import BinaryIO
 
-from .protocol import Message, ProtocolError, read_message
+from .protocol import Message, ProtocolError, Read, read_message
 
 BEAT_SECONDS = 0.5
 _SIGKILL = 9
@@ -67,6 +69,23 @@ def take_pipes() -> tuple[BinaryIO, Outlet]:
     return inlet, Outlet(outlet)
 
 
+def listen(read: Read, take: Callable[[Message], None]) -> None:
+    """Takes what the host sends until that has gone, and ends the process."""
+    try:
+        while (message := read_message(read)) is not None:
+            if message.type == "traces":
+                faulthandler.dump_traceback(sys.stderr, all_threads=True)
+            else:
+                take(message)
+    except (ProtocolError, OSError):
+        pass  # as if it had closed the pipe
+    except BaseException:  # such as no memory for a message: a process that hears nothing more must not seem alive
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pab_core.parallel.pool.worker")
     parser.add_argument("--device", required=True)
@@ -81,26 +100,16 @@ def main(arguments: list[str] | None = None) -> None:
     receive = [pending.append]  # until the rank is there; then its own
     handing_over = threading.Lock()
 
-    def listen() -> None:
-        while True:
-            try:
-                message = read_message(inlet.read)
-            except (ProtocolError, OSError):
-                message = None
-            if message is None:
-                os._exit(0)  # the host has gone
-            if message.type == "traces":
-                faulthandler.dump_traceback(sys.stderr, all_threads=True)
-                continue
-            with handing_over:
-                receive[0](message)
+    def take(message: Message) -> None:
+        with handing_over:
+            receive[0](message)
 
     def beat() -> None:
         while True:
             outlet.send(Message("beat"))
             time.sleep(BEAT_SECONDS)
 
-    threading.Thread(target=listen, name="host", daemon=True).start()
+    threading.Thread(target=listen, args=(inlet.read, take), name="host", daemon=True).start()
     threading.Thread(target=beat, name="beat", daemon=True).start()
 
     try:
@@ -114,8 +123,6 @@ def main(arguments: list[str] | None = None) -> None:
         about = describe_device(options.device)
         rank = Rank(options.device, outlet.send)
     except Exception as error:
-        import traceback
-
         traceback.print_exc()
         outlet.send(Message("unready", {"error": f"{type(error).__name__}: {error}"}))
         os._exit(1)
