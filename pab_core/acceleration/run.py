@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -56,15 +56,18 @@ class FusedRun(BroadcastRun):
     table asks beyond single updates (their sums over groups of branches, scores, predictions) is done as in any run.
     """
 
-    def run_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any) -> Tensor:
-        """The output [B, T, S, D] of the last of these blocks."""
+    def run_blocks(self, blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any) -> Tensor:
+        """The output [B, T, S, D] of the last of these blocks; `start` makes the input of the first."""
+        stream = _Stream(start().contiguous())
         if (self.step, self.lane) != self._place:
-            self._enter(x, cond)
-        return self.run_shared_blocks(blocks, x, cond, None)
+            self._enter(stream.x, cond)
+        return self._run(stream, blocks, cond, None)
 
     def run_shared_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any, shared: Any) -> Tensor:
         """As run_blocks, of some of the frames; `shared`, a parallel.seam.FrameSeam, computes what needs the others."""
-        stream = _Stream(x.contiguous())
+        return self._run(_Stream(x.contiguous()), blocks, cond, shared)
+
+    def _run(self, stream: _Stream, blocks: Sequence[Any], cond: Any, shared: Any) -> Tensor:
         with sdpa_kernel(ATTENTION, set_priority=True):
             for block in blocks:
                 if shared is not None:

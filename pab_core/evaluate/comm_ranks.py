@@ -77,7 +77,6 @@ def count(rank: int, folder: Path) -> list[list[dict[str, Any]]]:
         rows = [] if pipe is whole else pipe.traffic.rows.items()  # one rank tells nobody anything
         found.append([{"kind": kind, "purpose": purpose} | asdict(row) for (kind, purpose), row in rows])
     dist.barrier()
-    dist.destroy_process_group()
     return found
 
 
@@ -91,6 +90,7 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(1)  # without goodbyes, which would wait for the others
     (folder / f"counts-{rank}.json").write_text(json.dumps(counts), encoding="utf-8")
+    os._exit(0)  # at once: gloo's threads may abort a process that takes itself down step by step
 
 
 if __name__ == "__main__":

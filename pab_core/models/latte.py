@@ -9,6 +9,7 @@ tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +25,11 @@ from .latte_layers import (
     T2VConfig,
     attention_bias,
     latte_branches,
+    run_pairs,
     sincos_positions,
     unpatchify,
 )
-from .layers import Branch, Seam, compute, modulate, run_blocks
+from .layers import Branch, Seam, compute, modulate
 
 # What a config.json may say of the architecture's variants: diffusers' blocks know more of them than Latte uses.
 _FIXED = {"norm_type": "ada_norm_single", "norm_elementwise_affine": False, "activation_fn": "gelu-approximate"}
@@ -104,20 +106,15 @@ class LatteT2V(nn.Module):
         """
         dtype, patch = self.proj_out.weight.dtype, self.config.patch_size
         num_frames, height, width = hidden_states.shape[2:]
-        x = self.pos_embed(hidden_states.to(dtype))
         modulation, embedding = self.adaln_single(timestep)
         text = self.caption_projection(encoder_hidden_states.to(dtype))
         bias = None if encoder_attention_mask is None else attention_bias(encoder_attention_mask, dtype)[:, None, None]
 
         cond = Conditioning(modulation, text, bias)
-        blocks = list(self.transformer_blocks)
-        if enable_temporal_attentions:
-            x = run_blocks(blocks[:1], x, cond, seam)
-            if num_frames > 1:
-                x = x + self.frame_positions(num_frames).to(dtype)
-            pairs = zip(self.transformer_blocks, self.temporal_transformer_blocks, strict=True)
-            blocks = [block for pair in pairs for block in pair][1:]
-        x = run_blocks(blocks, x, cond, seam)
+        temporal = self.temporal_transformer_blocks if enable_temporal_attentions else ()
+        positions = self.frame_positions(num_frames).to(dtype) if num_frames > 1 else None
+        start = partial(self.pos_embed, hidden_states.to(dtype))
+        x = run_pairs(self.transformer_blocks, temporal, start, positions, cond, seam)
 
         shift, scale = (self.scale_shift_table + embedding[:, None])[:, :, None, None].unbind(1)  # each [B, 1, 1, D]
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))

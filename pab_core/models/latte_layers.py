@@ -6,13 +6,14 @@ Shapes: B batch, C latent channels, T latent frames, H and W latent size, S toke
 tokens.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Branch, Kind, Seam, Stream, Update, compute, modulate, sinusoidal_embedding
+from .layers import Branch, Kind, Seam, Stream, Update, compute, modulate, run_blocks, sinusoidal_embedding
 
 _KINDS: dict[Stream, tuple[Kind, ...]] = {"spatial": ("spatial", "cross", "mlp"), "temporal": ("temporal", "mlp")}
 
@@ -117,6 +118,32 @@ class LatteBlock(nn.Module):
         """Shift, scale and gate, each [B, 1, 1, D]."""
         table = self.scale_shift_table[rows] + cond.modulation[:, rows]
         return table[:, :, None, None].unbind(1)
+
+
+def run_pairs(
+    spatial: Iterable[nn.Module],
+    temporal: Iterable[nn.Module],
+    start: Callable[[], Tensor],
+    positions: Tensor | None,
+    cond: Conditioning,
+    seam: Seam,
+) -> Tensor:
+    """Each spatial block with the temporal one after it; without temporal ones the spatial alone.
+
+    Args:
+        start: makes the first one's input, [B, T, S, D].
+        positions: of the frames, [T, 1, D], added before the first temporal block, or None.
+    """
+    spatial, temporal = list(spatial), list(temporal)
+    if not temporal:
+        return run_blocks(spatial, start, cond, seam)
+
+    def placed() -> Tensor:
+        x = run_blocks(spatial[:1], start, cond, seam)
+        return x if positions is None else x + positions
+
+    pairs = zip(spatial, temporal, strict=True)
+    return run_blocks([block for pair in pairs for block in pair][1:], placed, cond, seam)
 
 
 def sincos_positions(positions: Tensor, dim: int) -> Tensor:

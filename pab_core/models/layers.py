@@ -38,12 +38,16 @@ def compute(branch: Branch, update: Update, x: Tensor, cond: Any) -> Tensor:
     return update(x, cond)
 
 
-def run_blocks(blocks: Sequence[Any], x: Tensor, cond: Any, seam: Seam) -> Tensor:
+def run_blocks(blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any, seam: Seam) -> Tensor:
     """Blocks one after the other through a seam. One that has a `run_blocks` takes them all at once, and may melt the
-    end of one into the beginning of the next."""
+    end of one into the beginning of the next.
+
+    start: makes the input of the first, [B, T, S, D]; as a function, so that nothing but the blocks holds it.
+    """
     whole = getattr(seam, "run_blocks", None)
     if whole is not None:
-        return whole(blocks, x, cond)
+        return whole(blocks, start, cond)
+    x = start()
     for block in blocks:
         x = block(x, cond, seam)
     return x

@@ -282,7 +282,6 @@ class STDiT3(nn.Module):
         tokens = [-(-n // patch) for n, patch in zip(size, self.config.patch_size, strict=True)]  # T', H', W'
 
         pixels = float(height[0]) * float(width[0])
-        h = self.x_embedder(x.to(dtype)) + self.position_embedding(tokens[1], tokens[2], pixels).to(dtype)
         fps_embedding = self.fps_embedder(fps.repeat(batch // fps.shape[0]))
         t = self.t_embedder(timestep.to(dtype)) + fps_embedding
         modulation = self.t_block(t).view(batch, 1, 6, -1)
@@ -294,8 +293,12 @@ class STDiT3(nn.Module):
         text, text_mask = self.embed_text(y.to(dtype), mask, batch)
 
         cond = Conditioning(modulation, text, text_mask, self.rope(tokens[0]))
+
+        def embedded() -> Tensor:
+            return self.x_embedder(x.to(dtype)) + self.position_embedding(tokens[1], tokens[2], pixels).to(dtype)
+
         pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
-        h = run_blocks([block for pair in pairs for block in pair], h, cond, seam)
+        h = run_blocks([block for pair in pairs for block in pair], embedded, cond, seam)
         return self.unpatchify(self.final_layer(h, t, t_clean, x_mask), tokens, size).float()
 
     def embed_text(self, y: Tensor, mask: Tensor | None, batch: int) -> tuple[Tensor, Tensor | None]:

@@ -51,8 +51,9 @@ class FrameSeam:
         self.layout: Layout | None = None
         self.block: Any = None
 
-    def run_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any) -> Tensor:
+    def run_blocks(self, blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any) -> Tensor:
         first = self.layout is None
+        x = start()
         if self.layout is None:
             # A run that decides itself looks at all frames.
             if (self.run.step, self.run.lane) != self.run._place:

@@ -50,7 +50,6 @@ def work(rank: int, folder: Path) -> list[dict[str, Any]]:
         result = compare_decode(case, group) if isinstance(case, Decode) else compare(case, group)
         results.append({"case": number} | result)
     dist.barrier()
-    dist.destroy_process_group()
     return results
 
 
@@ -95,6 +94,7 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(1)
     (folder / f"results-{rank}.json").write_text(json.dumps(results))
+    os._exit(0)  # at once: gloo's threads may abort a process that takes itself down step by step
 
 
 if __name__ == "__main__":
