@@ -11,7 +11,7 @@ def check_device(device: str | torch.device | None) -> torch.device:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PabError(f"The device '{device}' cannot be used ({reason}); choose another, such as cpu.") from None
     return found
 
