@@ -7,6 +7,9 @@ apart, it costs a good part of what the faster product gains.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,7 @@ from ..errors import PabError
 from ..models.fp8 import Fp8Linear
 
 LEAST_CAPABILITY = (8, 9)
+GELU_CAPABILITY = (9, 0)  # for which fused.gelu_product is made: Ada has too little memory on its multiprocessors
 
 
 def fp8_product(layer: Fp8Linear, values: Tensor, scales: Tensor) -> Tensor:
@@ -28,6 +32,20 @@ def fp8_product(layer: Fp8Linear, values: Tensor, scales: Tensor) -> Tensor:
         use_fast_accum=True,
     )
     return out.unflatten(0, values.shape[:-1])
+
+
+def gelu_product_goes(layer: Fp8Linear, device: torch.device) -> bool:
+    """Whether GELU and eight bits can be had on the way out of the layer's product, by fused.gelu_product."""
+    if layer.bias is None or layer.in_features % 16 or layer.out_features % 16:
+        return False  # descriptors want rows of whole 16 bytes
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) != GELU_CAPABILITY:
+        return False
+    return _has_descriptors()
+
+
+@cache
+def _has_descriptors() -> bool:
+    return find_spec("triton.tools.tensor_descriptor") is not None  # since Triton 3.4
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -59,4 +77,5 @@ def use_fp8_products(model: nn.Module) -> int:
         raise PabError(reason)
     for layer in layers:
         layer.products = True
+        layer.bound = layer.find_bound()
     return len(layers)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 kernels: Any = import_module(".kernels", __package__)  # as what has no types
 FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+GELU_TILE = (128, 256, 128)  # rows, columns and depth of a product; smaller ones read more than an H100's L2 gives
 MOST_FRAMES = 64  # of attention along time; more are served well by PyTorch's kernels
 TIME_WARPS = 2  # 1 takes twice as long on an H100, 4 are no faster
 MOST_KEPT = 3  # updates added at once
@@ -128,6 +130,47 @@ def rows_in_fp8(x: Tensor, *, gelu: bool = False) -> Rows:
     width, head, tail = _pieces(x)
     kernels.rows_in_fp8[(x.numel() // width,)](x, out, scales, width, head, tail, gelu, num_warps=_warps(width))
     return Rows(out, scales)
+
+
+def gelu_product(x: Rows, weight: Rows, bias: Tensor, factor: float, term: float) -> Rows:
+    """tanh-approximated GELU of a linear layer, x [..., in], weight [out, in], bias [out] -> [..., out].
+
+    A row's largest number is known only when all of it is there, so its scale comes from a bound instead: eight bits of
+    a floating format lose nothing by being scaled down a few powers of two.
+
+    Args:
+        factor, term: |the layer's output| <= factor * the largest |x| of the row + term.
+    """
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    high, wide, deep = GELU_TILE
+    values, (columns, width) = x.values.flatten(0, -2), weight.shape
+    out, scales = values.new_empty(len(values), columns), x.scales.new_empty(*x.shape[:-1], 1)
+    tiles = -(-len(values) // high) * -(-columns // wide)
+    programs = min(tiles, torch.cuda.get_device_properties(out.device).multi_processor_count if out.is_cuda else 2)
+    kernels.gelu_product[(programs,)](
+        TensorDescriptor.from_tensor(values, [high, deep]),
+        TensorDescriptor.from_tensor(weight.values, [wide, deep]),
+        TensorDescriptor.from_tensor(out, [high, wide]),
+        x.scales,
+        weight.scales,
+        bias,
+        scales,
+        len(values),
+        factor,
+        term / FP8_MAX,
+        WIDTH=width,
+        COLUMNS=columns,
+        TILE=high,
+        TILE_COLUMNS=wide,
+        DEPTH=deep,
+        TILES_HIGH=8,
+        PROGRAMS=programs,
+        APPROXIMATE=out.is_cuda,
+        num_warps=8,
+        num_stages=3,
+    )
+    return Rows(out.unflatten(0, x.shape[:-1]), scales)
 
 
 def norm_heads(qkv: Tensor, q_weight: Tensor, k_weight: Tensor, eps: float) -> None:

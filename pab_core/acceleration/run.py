@@ -46,6 +46,7 @@ class _Stream:
     fresh: Any = None  # a fused.Fresh
     key: Key | None = None  # under which that is to be kept
     kept: list[Any] = field(default_factory=list)
+    modulation: Sequence[Tensor] = ()  # of the block at hand, see updates.modulations
 
 
 class FusedRun(BroadcastRun):
@@ -68,8 +69,12 @@ class FusedRun(BroadcastRun):
         return self._run(_Stream(x.contiguous()), blocks, cond, shared)
 
     def _run(self, stream: _Stream, blocks: Sequence[Any], cond: Any, shared: Any) -> Tensor:
+        from .updates import modulations
+
+        tables = modulations(blocks, cond)
         with sdpa_kernel(ATTENTION, set_priority=True):
-            for block in blocks:
+            for block, table in zip(blocks, tables, strict=True):
+                stream.modulation = table
                 if shared is not None:
                     shared.enter(block)
                 for branch, update in block.updates():
@@ -110,7 +115,7 @@ class FusedRun(BroadcastRun):
             stream.x, stream.own = stream.x + self(branch, update, stream.x, cond), True
             return
         if together is None:
-            norm, gate, fp8 = fused.prepare(block, cond)
+            norm, gate, fp8 = fused.prepare(block, stream.modulation)
             h = fused.compute(block, self._settle(stream, cond, norm, fp8), cond)
         else:
             self._settle(stream, cond)

@@ -18,8 +18,8 @@ from ..models.fp8 import Fp8Linear
 from ..models.latte_layers import Attention, LatteBlock
 from ..models.layers import SelfAttention
 from ..models.stdit3 import STDiT3Block
-from .fp8_products import fp8_product
-from .fused import MOST_FRAMES, Norm, Rows, attend_in_time, norm_heads, residual, rows_in_fp8
+from .fp8_products import fp8_product, gelu_product_goes
+from .fused import MOST_FRAMES, Norm, Rows, attend_in_time, gelu_product, norm_heads, residual, rows_in_fp8
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,32 @@ class FusedUpdate:
     reads: Callable[[Any], nn.Module]  # the block's product that reads the rows
     compute: Callable[[Any, Any, Any], Tensor]
 
-    def prepare(self, block: Any, cond: Any) -> tuple[Norm | None, Tensor | None, bool]:
-        """What the rows are of x, the gate [B, 1 or T, 1, D] or None, and whether the rows are wanted in eight bits."""
+    def prepare(self, block: Any, modulation: Sequence[Tensor]) -> tuple[Norm | None, Tensor | None, bool]:
+        """What the rows are of x, the gate [B, 1 or T, 1, D] or None, and whether the rows are wanted in eight bits.
+
+        modulation: the block's, see modulations.
+        """
         fp8 = _in_fp8(self.reads(block))
         if self.norm is None:
             return None, None, fp8
-        shift, scale, gate = block._modulation(cond, self.modulation)
+        shift, scale, gate = modulation[self.modulation]
         return Norm(shift, scale, getattr(block, self.norm).eps), gate, fp8
 
     def gated(self, block: Any, x: Tensor, cond: Any) -> tuple[Tensor | None, Tensor]:
         """All of it but the product with the gate: x [B, T, S, D] -> the gate, and what it multiplies."""
-        norm, gate, fp8 = self.prepare(block, cond)
+        norm, gate, fp8 = self.prepare(block, modulations([block], cond)[0])
         _, rows, _ = residual(x.contiguous(), norm=norm, rows_fp8=fp8)
         return gate, self.compute(block, rows, cond)
+
+
+def modulations(blocks: Sequence[Any], cond: Any) -> list[tuple[Tensor, ...]]:
+    """For each block shift, scale and gate of its attention and of its MLP, each [B, 1 or T, 1, D].
+
+    Of all blocks at once: one by one they take more time to start than to compute.
+    """
+    given = cond.modulation if cond.modulation.ndim == 4 else cond.modulation.unsqueeze(1)  # [B, 1 or T, 6, D]
+    tables = torch.stack([block.scale_shift_table for block in blocks])[:, None, None] + given
+    return [table.unbind(0) for table in tables.permute(0, 3, 1, 2, 4).unsqueeze(4).unbind(0)]
 
 
 def product(layer: nn.Module, h: Tensor | Rows) -> Tensor:
@@ -171,9 +184,17 @@ def mlp_latte(block: LatteBlock, rows: Any, cond: Any) -> Tensor:
 
 def _mlp(first: nn.Module, second: nn.Module, h: Tensor | Rows) -> Tensor:
     if _in_fp8(first):
-        return product(second, rows_in_fp8(product(first, h), gelu=True))
+        return product(second, _gelu_in_fp8(first, h if isinstance(h, Rows) else rows_in_fp8(h)))
     assert isinstance(h, Tensor)
     return product(second, _gelu_linear(first, h))
+
+
+def _gelu_in_fp8(layer: Any, rows: Rows) -> Rows:
+    """tanh-approximated GELU of a layer in eight bits."""
+    if not gelu_product_goes(layer, rows.values.device):
+        return rows_in_fp8(product(layer, rows), gelu=True)
+    weight = Rows(layer.weight.view(rows.values.dtype), layer.scale)
+    return gelu_product(rows, weight, layer.bias, *layer.bound)
 
 
 def _gelu_linear(linear: nn.Module, h: Tensor) -> Tensor:

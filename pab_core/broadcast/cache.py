@@ -43,19 +43,18 @@ class PlainStore:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, Tensor] = {}
+        self.held_bytes = 0
 
     def keep(self, key: Hashable, value: Tensor) -> None:
+        assert key not in self._kept
         self._kept[key] = value
+        self.held_bytes += value.nbytes
 
     def take(self, key: Hashable) -> Tensor:
         return self._kept[key]
 
     def drop(self, key: Hashable) -> None:
-        del self._kept[key]
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(value.numel() * value.element_size() for value in self._kept.values())
+        self.held_bytes -= self._kept.pop(key).nbytes
 
 
 class Fp8Store:
@@ -64,6 +63,7 @@ class Fp8Store:
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[Tensor, Tensor, torch.dtype]] = {}
+        self.held_bytes = 0
 
     def keep(self, key: Hashable, value: Tensor) -> None:
         self.keep_encoded(key, *encode_fp8(value), value.dtype)
@@ -73,20 +73,16 @@ class Fp8Store:
 
     def keep_encoded(self, key: Hashable, value: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         """What `encode_fp8` made of a tensor of type dtype: for those who melt it into other work."""
+        assert key not in self._kept
         self._kept[key] = value, scale, dtype
+        self.held_bytes += value.nbytes + scale.nbytes
 
     def take_encoded(self, key: Hashable) -> tuple[Tensor, Tensor]:
         return self._kept[key][:2]
 
     def drop(self, key: Hashable) -> None:
-        del self._kept[key]
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(
-            value.numel() * value.element_size() + scale.numel() * scale.element_size()
-            for value, scale, _ in self._kept.values()
-        )
+        value, scale, _ = self._kept.pop(key)
+        self.held_bytes -= value.nbytes + scale.nbytes
 
 
 def encode_fp8(value: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ without overflow in float16; so what is lost is the rounding to four significant
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class Fp8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         self.products = False  # whether runs that can do so may multiply in eight bits
+        self.bound = (math.inf, math.inf)  # |output| <= bound[0] * the largest |input| + bound[1], where it is known
         self.weight = nn.Parameter(torch.empty(out_features, in_features, dtype=torch.int8), requires_grad=False)
         self.scale = nn.Parameter(torch.empty(out_features, 1, dtype=torch.float32), requires_grad=False)
         # A parameter like the others: what offloads parameters moves all of the layer.
@@ -40,6 +43,11 @@ class Fp8Linear(nn.Module):
     def dequantised(self, dtype: torch.dtype) -> Tensor:
         """The weight [out, in] in that type."""
         return self.weight.view(torch.float8_e4m3fn).to(dtype) * self.scale.to(dtype)
+
+    def find_bound(self) -> tuple[float, float]:
+        """How far the output can go: the largest sum of a row's weights, without their signs, and the largest bias."""
+        most = float(self.dequantised(torch.float32).abs().sum(1).max())
+        return most, 0.0 if self.bias is None else float(self.bias.abs().max())
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
