@@ -47,14 +47,16 @@ class _Stream:
     key: Key | None = None  # under which that is to be kept
     kept: list[Any] = field(default_factory=list)
     modulation: Sequence[Tensor] = ()  # of the block at hand, see updates.modulations
+    before: Tensor | None = None  # x before the branches whose sum is to be kept
+    sum_key: Key | None = None  # under which that is to be kept
 
 
 class FusedRun(BroadcastRun):
     """What it does is the table's, as ever, in fewer kernels: whole blocks come through it, not single updates.
 
     Updates wait until something is computed from their sum, also over the end of their block. One kernel then adds
-    them, writes the one that is to be kept, in eight bits too, and norms the sum as the next product wants it. What a
-    table asks beyond single updates (their sums over groups of branches, scores, predictions) is done as in any run.
+    them, writes the one that is to be kept, in eight bits too, and norms the sum as the next product wants it. The sum
+    of a group's updates is what the stream has gained from its first to its last. Scores are reused as in any run.
     """
 
     def run_blocks(self, blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any) -> Tensor:
@@ -79,16 +81,25 @@ class FusedRun(BroadcastRun):
                     shared.enter(block)
                 for branch, update in block.updates():
                     source, last = self._source(branch)
-                    if source != self.step and self._is_simple(branch):
-                        self._add_kept(stream, branch, source, last, cond)
-                    else:
+                    group = self._group.get(branch)
+                    if source == self.step and group is None:
                         self._compute(stream, block, branch, update, cond, last, shared)
+                    elif source == self.step:
+                        self._compute_in_group(stream, block, branch, update, cond, last, shared)
+                    elif self._reuses_scores(branch):
+                        self._compute(stream, block, branch, update, cond, last, shared)
+                    elif group is None:
+                        self._add_kept(stream, branch, source, last, cond)
+                    elif branch == group[0]:
+                        self._settle(stream, cond)
+                        stream.x, stream.own = stream.x + self._reused(branch, cond, source, last), True
             self._settle(stream, cond)
+            if stream.before is not None:
+                self._add_gain(stream, cond)
         return stream.x
 
-    def _is_simple(self, branch: Branch) -> bool:
-        scores = self.table.scores and branch.kind != "mlp"
-        return self._predictor is None and branch not in self._group and not scores
+    def _reuses_scores(self, branch: Branch) -> bool:
+        return self.table.scores and branch.kind != "mlp"
 
     def _add_kept(self, stream: _Stream, branch: Branch, source: int, last: int | None, cond: Any) -> None:
         from .fused import MOST_KEPT, Rows
@@ -96,9 +107,41 @@ class FusedRun(BroadcastRun):
         if len(stream.kept) == MOST_KEPT:
             self._settle(stream, cond)
         store, key = self._store, (self.lane, branch, source)
-        stream.kept.append(Rows(*store.take_encoded(key)) if isinstance(store, Fp8Store) else store.take(key))
+        if self._predictor is not None or not isinstance(store, Fp8Store):
+            stream.kept.append(self._reused(branch, cond, source, last))
+            return
+        stream.kept.append(Rows(*store.take_encoded(key)))
         if last == self.step:
             store.drop(key)
+
+    def _compute_in_group(
+        self, stream: _Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
+    ) -> None:
+        """As _compute; what the stream gains from the first of the group to its last is kept, if that is reused.
+
+        A model may add something else on the way, between two calls of `run_blocks`: that is left out.
+        """
+        group = self._group[branch]
+        if last is not None and branch == group[0]:
+            self._drop_decided(branch)
+        if last is not None and stream.before is None:
+            self._settle(stream, cond)
+            stream.before, stream.own, stream.sum_key = stream.x, False, (self.lane, group[0], self.step)
+        self._compute(stream, block, branch, update, cond, None, shared)
+        if last is not None and branch == group[-1]:
+            key = self._add_gain(stream, cond)
+            self._keep(key, self._sums.pop(key), cond)
+
+    def _add_gain(self, stream: _Stream, cond: Any) -> Key:
+        """What the stream gained is added to the sum; -> its key."""
+        self._settle(stream, cond)
+        assert stream.before is not None
+        assert stream.sum_key is not None
+        key, gain = stream.sum_key, stream.x - stream.before
+        stream.before = None
+        self._sums[key] = self._sums[key] + gain if key in self._sums else gain
+        self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
+        return key
 
     def _compute(
         self, stream: _Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
@@ -110,9 +153,11 @@ class FusedRun(BroadcastRun):
         together = None if branch.kind != "temporal" else shared
         if shared is not None:
             update = shared.shared(branch, update)
-        if fused is None or not self._is_simple(branch) or (together is not None and not together.shares_gated(branch)):
+        if fused is None or self._reuses_scores(branch) or (together is not None and not together.shares_gated(branch)):
             self._settle(stream, cond)
-            stream.x, stream.own = stream.x + self(branch, update, stream.x, cond), True
+            plain = branch in self._group  # its sum is kept elsewhere
+            value = update(stream.x, cond) if plain else self(branch, update, stream.x, cond)
+            stream.x, stream.own = stream.x + value, True
             return
         if together is None:
             norm, gate, fp8 = fused.prepare(block, stream.modulation)
@@ -145,6 +190,8 @@ class FusedRun(BroadcastRun):
         if key is not None and isinstance(kept, Rows):
             assert isinstance(store, Fp8Store)
             store.keep_encoded(key, kept.values, kept.scales, x.dtype)
+            if self._predictor is not None:
+                self._predictor.note(key[0], key[1], cond)
             self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
         elif key is not None:
             self._keep(key, kept, cond)  # pyright: ignore[reportArgumentType]

@@ -16,6 +16,8 @@ from pab_core.acceleration.choice import SPEEDS, choose_speed
 from pab_core.acceleration.run import FusedRun
 from pab_core.broadcast import BroadcastRun
 from pab_core.broadcast.cache import make_store
+from pab_core.broadcast.schedule_file import ModelId, Rule, ScheduleFile
+from pab_core.broadcast.teacache import TeaCache
 from pab_core.errors import PabError
 from pab_core.evaluate.bench import at_speed
 from pab_core.models.fp8 import Fp8Linear, Quantiser
@@ -108,6 +110,48 @@ def test_gelu_in_the_product_scales_its_rows_by_a_bound(monkeypatch: pytest.Monk
     assert (expected.abs() <= 448 * made.scales).all()
     # Wider than rounding to eight bits, 2.6 %: the interpreter rounds in its own way.
     assert distance(expected, made.values.float() * made.scales) < 0.08
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("predictor", ["linear", "taylor", "gate"])
+def test_predicted_updates(family: str, predictor: str):
+    pipe = tiny(family)
+    table = pipe.schedule(f"pab234+{predictor}")
+    plain, fused = BroadcastRun(table), FusedRun(table)
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 1e-5
+    assert fused.kept_bytes == plain.kept_bytes
+    assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("predictor", ["hold", "linear", "taylor"])
+@pytest.mark.parametrize("kinds", [("spatial", "temporal", "cross", "mlp"), ("cross", "mlp")])
+def test_the_sum_of_a_group_is_kept_as_the_streams_gain(family: str, predictor: Any, kinds: Any):
+    pipe = tiny(family)
+    off = pipe.schedule("off")
+    source = (0, 1, 1, *[3] * (off.steps - 4), off.steps - 1)
+    rule = Rule(kinds=kinds, source=source)
+    model = ModelId(family=pipe.spec.family, depth=pipe.spec.depth)
+    table = pipe.schedule(
+        ScheduleFile(pab_schedule=1, model=model, rules=(rule,), run_steps=off.steps, merge=True, predictor=predictor)
+    )
+    assert table.groups
+    plain, fused = BroadcastRun(table), FusedRun(table)
+    expected = denoise(pipe, plain)
+    assert distance(expected, denoise(pipe, BroadcastRun(off))) > 1e-4  # there is something to get wrong
+    assert distance(expected, denoise(pipe, fused)) < 1e-5
+    assert fused.kept_bytes == 0
+    assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_what_a_run_decides_itself(family: str):
+    pipe = tiny(family)
+    table = pipe.schedule(TeaCache(0.3, (1.0, 0.0)))
+    plain, fused = BroadcastRun(table), FusedRun(table)
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 1e-5
+    assert plain.taken.reused_share() == fused.taken.reused_share() > 0
+    assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
 
 
 @pytest.mark.parametrize("policy", ["tgate", "delta-dit", "scores222"])
