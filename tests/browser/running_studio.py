@@ -38,7 +38,9 @@ class RunningStudio:
         self.start()
 
     def start(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PAB_MODELS": str(self.data / "none")}
+        # As on a machine on which nothing was downloaded or calibrated.
+        nothing = {name: str(self.data / "none") for name in ("PAB_MODELS", "PAB_SCHEDULES")}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **nothing}
         with (self.data / "log.txt").open("ab") as log:
             command = [sys.executable, "-c", SERVE, str(self.data), str(self.port), self.devices]
             self.process = subprocess.Popen(command, cwd=self.data, env=environment, stdout=log, stderr=log)

@@ -112,8 +112,9 @@ def test_gelu_in_the_product_scales_its_rows_by_a_bound(monkeypatch: pytest.Monk
     assert distance(expected, made.values.float() * made.scales) < 0.08
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("predictor", ["linear", "taylor", "gate"])
+@pytest.mark.parametrize(
+    ("family", "predictor"), [*((family, "linear") for family in CONFIGS), ("stdit3", "taylor"), ("latte", "gate")]
+)
 def test_predicted_updates(family: str, predictor: str):
     pipe = tiny(family)
     table = pipe.schedule(f"pab234+{predictor}")
@@ -123,9 +124,17 @@ def test_predicted_updates(family: str, predictor: str):
     assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("predictor", ["hold", "linear", "taylor"])
-@pytest.mark.parametrize("kinds", [("spatial", "temporal", "cross", "mlp"), ("cross", "mlp")])
+WHOLE = ("spatial", "temporal", "cross", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("family", "predictor", "kinds"),
+    [
+        *((family, predictor, WHOLE) for family in CONFIGS for predictor in ("hold", "linear")),
+        ("stdit3", "hold", ("cross", "mlp")),
+        ("latte", "taylor", ("cross", "mlp")),
+    ],
+)
 def test_the_sum_of_a_group_is_kept_as_the_streams_gain(family: str, predictor: Any, kinds: Any):
     pipe = tiny(family)
     off = pipe.schedule("off")

@@ -10,16 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from pab_core.app import reports
 from pab_core.app.charts import draw_curves, draw_quality
-from pab_core.app.reports import Curves, Point, Quality, find_curves, find_quality, find_speed
+from pab_core.app.measured import show_measured
+from pab_core.app.models import Offered
+from pab_core.app.reports import Point, Quality, find_curves, find_quality, find_speed, packaged_quality
+from pab_core.broadcast import find_policy
 from pab_core.broadcast.calibrated import own_path
+from pab_core.checkpoints import DEMOS, known_model
 from pab_core.evaluate.calibration import propose
 from pab_core.evaluate.generation import Clip
+from pab_core.evaluate.packaged import Curves, packaged_curves
 from pab_core.evaluate.quality import measure_quality
 from pab_core.evaluate.recording import record, save_recording
 from pab_core.evaluate.results import write_report
 from pab_core.pipeline import Pipeline
+from pab_core.settings import schedule_for
 
 CLIPS = [Clip("a red ball", 1), Clip("a blue cube", 2)]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -67,29 +72,63 @@ def test_the_chart_is_of_what_the_newest_bench_measured(pipe: Pipeline, tmp_path
     assert find_quality([tmp_path], "another") is None
 
 
-def test_what_comes_with_the_package_is_shown_until_something_is_measured_here(
-    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", DEMOS)
+def test_every_demo_model_comes_with_curves_of_all_that_it_has(name: str):
+    curves, (spec, sampler) = packaged_curves(name), known_model(name)
+    assert curves is not None
+    table = schedule_for(spec, find_policy("off", spec.family, spec.depth), sampler)
+    assert sorted(curves.kinds) == sorted(table.kinds)
+    assert {len(row) for row in curves.kinds.values()} == {table.steps - 1}
+    assert curves.clips == 16
+    assert curves.machine["gpu"]
+    assert curves.twice == (name == "demo-plan")  # PNDM
+    # The U of the paper: attention changes most at the ends of the run, in the window little.
+    assert curves.calm is not None
+    start, stop = (round(end) for end in curves.calm)
+    for kind in ("spatial", "temporal", "cross"):
+        if row := curves.kinds.get(kind):
+            assert max(row[0], row[-1]) > 3 * min(row[start:stop])
+
+
+def test_on_a_fresh_machine_explore_shows_what_comes_with_the_demo_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path / "none"))
-    monkeypatch.setattr(reports, "PACKAGED", tmp_path / "measured")
-    mine = tmp_path / "bench"
-    quality = {
-        "header": {"model": "tiny"},
-        "clips": 64,
-        "policies": [{"policy": "a", "speedup": 2, "lpips": {"mean": 1}}],
-    }
-    recording = {"model": "tiny", "relative": {"spatial/0/0": [1, 2]}, "signal": [[1]], "timesteps": [3, 2, 1]}
-    spec = replace(pipe.spec, name="tiny")
-    for folder, clips in ((tmp_path / "measured" / "tiny", 64), (mine / "x", 3)):
-        folder.mkdir(parents=True)
-        (folder / "quality.json").write_text(json.dumps(quality | {"clips": clips}))
-        (folder / "changes.json").write_text(json.dumps(recording | {"signal": [[1]] * clips}))
-        found, curves = find_quality([mine], "tiny"), find_curves(spec, [mine])
-        assert found is not None
-        assert curves is not None
-        assert (found.clips, found.packaged) == (curves.clips, curves.packaged) == (clips, clips == 64)
-    assert find_quality([], "another") is None
-    assert find_curves(replace(spec, name="another"), []) is None
+    monkeypatch.chdir(tmp_path)
+    demo = Offered("demo", "demo", *known_model("demo"))
+    shown = show_measured(demo, tmp_path / "bench", "en")
+    assert shown.count("<svg") == 2
+    assert "twice" not in shown
+    assert "recorded elsewhere: 16 clips on one NVIDIA H200." in shown
+    assert "measured elsewhere: 8 clips on a CPU (AMD EPYC, 2 threads)." in shown
+    assert "<code>pab calibrate --model demo</code>" in shown
+    quality = packaged_quality("demo")
+    assert quality is not None
+    assert {"pab246", "pab357", "pab579", "steps24"} <= {point.policy for point in quality.points}
+    # Of a folder that bears the name of a demo model, nobody measured anything.
+    other = show_measured(replace(demo, source=tmp_path / "demo"), tmp_path / "bench", "en")
+    assert "<svg" not in other
+    assert "Not recorded for this model yet." in other
+    released = show_measured(Offered("open-sora", "open-sora", *known_model("open-sora")), tmp_path, "en")
+    assert "<svg" not in released
+
+
+def test_what_was_measured_here_goes_before_what_comes_with_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "bench" / "x"
+    mine.mkdir(parents=True)
+    header = {"model": "demo", "machine": {"device": "2 x NVIDIA A"}}
+    rows = [{"policy": "a", "speedup": 2, "lpips": {"mean": 1}}]
+    recording = {"model": "demo", "relative": {"spatial/0/0": [1, 2]}, "signal": [[1]] * 3, "timesteps": [3, 2, 1]}
+    (mine / "quality.json").write_text(json.dumps({"header": header, "clips": 5, "policies": rows}))
+    (mine / "changes.json").write_text(json.dumps(recording))
+    shown = show_measured(Offered("demo", "demo", *known_model("demo")), tmp_path / "bench", "en")
+    assert "Recorded by pab calibrate on 3 clips" in shown
+    assert "Measured here: 5 clips on 2 x NVIDIA A." in shown
+    assert "elsewhere" not in shown
 
 
 @pytest.mark.parametrize(
@@ -138,7 +177,7 @@ def test_the_u_lies_within_its_frame(language: str, calm: tuple[float, float] | 
 )
 @pytest.mark.parametrize("metric", ["lpips", "psnr"])
 def test_the_points_lie_within_their_frame(points: list[Point], metric: str):
-    picture = ET.fromstring(draw_quality(Quality(metric, tuple(points), 1, ""), "en"))
+    picture = ET.fromstring(draw_quality(Quality(metric, tuple(points), 1, {}), "en"))
     fewer = sum(point.is_rival for point in points)
     check_inside(picture, 2 if fewer else 0)
     assert {text.text for text in picture.iter(f"{SVG}text")} >= {point.policy for point in points}
@@ -148,7 +187,7 @@ def test_names_that_would_cover_each_other_are_moved_apart():
     """A bench of all policies, many of which are as fast and as near as another."""
     points = [Point(f"pab{i}{i}{i}", 1.3 + 0.01 * i, 0.02 + 0.002 * (i % 3), 0) for i in range(6)]
     points += [Point(f"steps{20 + i}", 1.3 + 0.02 * i, 0.03, 0) for i in range(3)]
-    picture = ET.fromstring(draw_quality(Quality("lpips", tuple(points), 1, ""), "en"))
+    picture = ET.fromstring(draw_quality(Quality("lpips", tuple(points), 1, {}), "en"))
     names = {point.policy for point in points}
     boxes = [
         (float(e.get("x") or 0), float(e.get("y") or 0), 6.0 * len(e.text or ""))

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from pab_core.app.comparing import compare_frames
+from pab_core.app.create_fields import FIELDS
 from pab_core.app.history import History
 from pab_core.app.request import ClipRequest
 from pab_core.app.sharing import workflow_for
-from pab_core.app.texts import _TEXTS, preferred_language, schedule_texts, text
+from pab_core.app.texts import _TEXTS, model_title, preferred_language, schedule_texts, text, wrong
 from pab_core.broadcast import find_policy
 from pab_core.broadcast.picture_svg import draw_schedule_svg
 from pab_core.errors import PabError
@@ -177,6 +178,19 @@ def test_both_languages_say_the_same_with_the_same_values(key: str):
 def test_most_words_are_translated():
     same = {key for key, (english, chinese) in _TEXTS.items() if english == chinese}
     assert same == {"prompt_hint", "mlp_row", "psnr", "ssim", "lpips"}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_what_is_wrong_with_a_field_is_also_told_in_chinese(field: str):
+    assert wrong(field, "It is 3.", "en") == "It is 3."
+    told = wrong(field, "It is 3.", "zh")
+    assert re.search(r"[\u4e00-\u9fff].* It is 3\.$", told)
+    assert wrong(field, "", "zh") == ""
+
+
+def test_models_have_titles():
+    assert [model_title("demo", "demo", language) for language in ("en", "zh")] == ["The demo model", "演示模型"]
+    assert model_title("open-sora", "Open-Sora 1.2", "zh") == "Open-Sora 1.2"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,17 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab_core.acceleration import fused
-from pab_core.acceleration.fused import TIME_WARPS, Fresh, Norm, Rows, attend_in_time, norm_heads, residual, rows_in_fp8
+from pab_core.acceleration.fused import (
+    TIME_WARPS,
+    Fresh,
+    Norm,
+    Rows,
+    attend_in_time,
+    gelu_product,
+    norm_heads,
+    residual,
+    rows_in_fp8,
+)
 from pab_core.models.layers import modulate, rotate_pairs
 
 B, T, S, D, HEADS, TEXT = 2, 15, 1590, 1152, 16, 300
@@ -55,6 +65,14 @@ def linears(x: torch.Tensor) -> None:
             measure("fc1 bf16, GELU in it", fc1, flops, size)
             y = F.linear(h, weight)
             measure("GELU apart", lambda y=y: F.gelu(y, approximate="tanh"), size=4.0 * M * outer)
+            h8, w8 = rows_in_fp8(h), rows_in_fp8(weight)
+            bound = float((w8.values.float() * w8.scales).abs().sum(1).max()), float(bias.abs().max())
+            fused_fc1 = lambda h8=h8, w8=w8, b=bias, bound=bound: gelu_product(h8, w8, b, *bound)  # noqa: E731
+            expected, found = F.gelu(F.linear(h, weight, bias).float(), approximate="tanh"), fused_fc1()
+            error = float((found.values.float() * found.scales - expected).norm() / expected.norm())
+            del expected, found
+            size8 = 1.0 * (M * inner + inner * outer + M * outer)
+            measure(f"fc1 fp8, GELU and eight bits in it (error {error:.1e})", fused_fc1, flops, size8)
         h8, w8 = h.to(FP8), weight.to(FP8)
         one = torch.ones((), device=x.device)
         rows, columns = torch.ones(M, 1, device=x.device), torch.ones(1, outer, device=x.device)

@@ -1,7 +1,8 @@
 """Time and memory of the denoise loop at released size, random weights, on one GPU: `python tests/gpu/speed_480p.py`.
 
-Open-Sora 1.2 XL/2, 51 frames of 480x854 (latents 15x60x106), guidance (batch 2), 30 steps, bf16. Plain and fused
-runs in one process, each timed after one warm-up loop; medians. Not collected by pytest: it needs a GPU.
+Open-Sora 1.2 XL/2, 51 frames of 480x854 (latents 15x60x106) or what `--latents` says, guidance (batch 2), 30 steps,
+bf16. Plain and fused runs in one process, each timed after one warm-up loop; medians. Not collected by pytest: it needs
+a GPU.
 """
 
 from __future__ import annotations
@@ -73,7 +74,12 @@ def in_eight_bits(model: Any) -> Any:
 @torch.no_grad()
 def loop(model: Any, run: Any, table: Any, noise: torch.Tensor, y: torch.Tensor, steps: int | None) -> torch.Tensor:
     device = noise.device
-    size = {"fps": torch.tensor([24.0], device=device), "height": torch.tensor([480.0]), "width": torch.tensor([854.0])}
+    height, width = (8.0 * n for n in noise.shape[-2:])
+    size = {
+        "fps": torch.tensor([24.0], device=device),
+        "height": torch.tensor([height]),
+        "width": torch.tensor([width]),
+    }
 
     def velocity(z: torch.Tensor, t: torch.Tensor, step: int, x_mask: torch.Tensor | None) -> torch.Tensor:
         run.step = step
@@ -114,7 +120,10 @@ def main() -> None:
     parser.add_argument("--policies", default="off,pab246,pab579")
     parser.add_argument("--runs", default="plain,fused", help="plain or fused, then +fp8 and +fp8cache as wanted")
     parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=300)
+    parser.add_argument("--tokens", type=int, default=300, help="of the text")
+    parser.add_argument(
+        "--latents", default="15x60x106", metavar="TxHxW", help="such as 30x60x106, 4 s; 15x90x160, 720p"
+    )
     parser.add_argument("--steps", type=int, help="only the first of them, for a quick look")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
@@ -123,7 +132,7 @@ def main() -> None:
     if "+fp8" in given.runs.replace("+fp8cache", ""):
         with torch.no_grad():
             models[True] = in_eight_bits(models[False])
-    noise = torch.randn(1, 4, 15, 60, 106, device=device)
+    noise = torch.randn(1, 4, *map(int, given.latents.split("x")), device=device)
     y = torch.randn(2, 1, given.tokens, 4096, device=device, dtype=torch.bfloat16)
     check(models[False], noise, y)
     rows = []
@@ -159,7 +168,7 @@ def main() -> None:
             if kind != base:
                 difference = float((latents - results[base]).norm() / results[base].norm())
                 print(f"{policy}: relative difference of {kind} from {base} {difference:.2e}", flush=True)
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}; latents {given.latents}")
     print("policy   run                median s  first s  peak GiB")
     for row in rows:
         median = statistics.median(row["seconds"])

@@ -41,6 +41,11 @@ def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
     assert wider["svg"] != plain["svg"]
     _, released = ask(server, {"model": "open-sora", "policy": "pab579", "steps": 20})
     assert (released["model"], released["steps"]) == ("Open-Sora 1.2", 20)
+    assert released["curves"] is None
+    # The demo models come with curves, one a kind, recorded elsewhere; others have none until they are calibrated.
+    _, latte = ask(server, {"model": "demo-latte", "policy": "pab235"})
+    assert latte["curves"].count("<polyline") == len(latte["reused"])
+    assert "as it comes with the model: 16 clips on one NVIDIA H200" in latte["curves"]
     _, off = ask(server, {"policy": "off"})
     assert off["saving"] == 0
 

@@ -204,9 +204,10 @@ def test_a_calibration_gives_a_policy_and_a_figure(server: ComfyServer, template
     (measured,) = server.history(prompt_id)["outputs"][node_of(graph, "PABSampler")]["pab_measured"]
     assert measured["policy"].startswith("pab246 window=")
     assert measured["reused"]["cross"] > 0.2
-    # From now on the picture on the broadcast node has the curves.
+    # From now on the picture on the broadcast node has these curves, in place of those that come with the model.
     _, told = ask(server, {"policy": "pab246"})
     assert told["curves"].count("<polyline") == 4
+    assert "as calibrated" in told["curves"]
 
 
 def test_a_cancelled_calibration_ends_within_a_step_and_goes_on_later(server: ComfyServer, template: Prompt) -> None:
