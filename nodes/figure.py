@@ -4,6 +4,7 @@ an SVG for the page."""
 import json
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import torch
@@ -60,15 +61,19 @@ def draw_figure(curves: Curves, table: ScheduleTable, title: str) -> Tensor:
     return pixels.float() / 255
 
 
-def curves_svg(curves: Curves, window: tuple[float, float] | None, width: int, left: int, right: int) -> str:
+def curves_svg(
+    curves: Curves, window: tuple[float, float] | None, width: int, left: int, right: int, source: str
+) -> str:
     """The curves as an <svg> as wide as the schedule's, its steps under each other; the window is shaded.
 
-    window: its ends as shares of the run; left, right: margins beside the steps, in units of the view box.
+    window: its ends as shares of the run; left, right: margins beside the steps, in units of the view box; source: what
+    the curves were recorded on, shown where the pointer rests.
     """
     low, high = _span(curves)
     high_of, wide = 64, width - left - right
+    words = escape(f"Change from step to step, {source}", quote=True)
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" class="pab-curves" viewBox="0 0 {width} {high_of + 4}" '
-             'role="img" aria-label="Change from step to step, as calibrated" font-size="12" fill="none">']  # fmt: skip
+             f'role="img" aria-label="{words}" font-size="12" fill="none"><title>{words}</title>']  # fmt: skip
     if window is not None:
         start, stop = (left + wide * end for end in window)
         parts.append(

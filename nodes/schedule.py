@@ -27,7 +27,8 @@ _MOST = {"steps": 1000, "frames": 17 * 60, "height": 4096, "width": 4096}
 
 def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
     """The widgets of a broadcast node, and of the loader and sampler it is wired to -> {"svg", "curves", "saving",
-    "reused", "kept_bytes"}; curves: where the model was calibrated, kept_bytes: where they are known.
+    "reused", "kept_bytes"}; curves: where the model was calibrated here, or comes with them; kept_bytes: where they are
+    known.
 
     Raises:
         PabError: settings that do not go together, or a model that is not known.
@@ -37,6 +38,7 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
     from pab_core.broadcast.picture_svg import draw_schedule_svg
     from pab_core.checkpoints import default_dtype, find_model, known_model
     from pab_core.evaluate.flops import PAPER, predicted_saving
+    from pab_core.evaluate.packaged import packaged_curves
     from pab_core.evaluate.peak import predicted_peak
     from pab_core.models.registry import MODELS
     from pab_core.settings import clip_size, schedule_for
@@ -68,7 +70,10 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
     # Of reused scores nobody knows their size.
     about: dict[str, Any] = {"dtype": dtype, "sampler": sampler, "kept": kept, **size}
     peak = None if table.scores else predicted_peak(spec, config, table, **about)
-    curves = load_curves(curves_file(spec.name))
+    curves, told = load_curves(curves_file(spec.name)), "as calibrated"
+    if curves is None and source == name and (packaged := packaged_curves(name)):
+        curves = packaged.kinds
+        told = f"as it comes with the model: {packaged.clips} clips on one {packaged.machine.get('gpu', 'CPU')}"
     window = policy.window if isinstance(policy, Policy) and not policy.is_off else None
     inside = [i for i, t in enumerate(table.timesteps) if window and (i, table.steps, t) in window]
     shaded = (inside[0] / table.steps, (inside[-1] + 1) / table.steps) if inside else None
@@ -77,7 +82,7 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
         "policy": table.policy,
         "steps": table.steps,
         "svg": draw_schedule_svg(table, policy, width=_WIDTH),
-        "curves": curves_svg(curves, shaded, _WIDTH, *_MARGINS) if curves else None,
+        "curves": curves_svg(curves, shaded, _WIDTH, *_MARGINS, told) if curves else None,
         "kept_bytes": peak.kept if peak else None,
         "saving": round(predicted_saving(spec, config, table, **size), 4),
         "reused": {kind: round(table.reused_share(kind), 4) for kind in table.kinds},

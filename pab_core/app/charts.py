@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 from html import escape
 
-from .reports import Curves, Quality
+from ..evaluate.packaged import Curves
+from .reports import Quality
 from .texts import text
 
 _WIDE, _HIGH = 440, 290  # of the view box, whose letters are 12 units high
@@ -106,7 +107,9 @@ def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:
         ] or [(x + 8, y - 16, x + 8 + wide, y - 5)]
         best = min(places, key=lambda place: sum(_overlap(place, other) for other in (*marks, *taken)))
         taken.append(best)
-        parts.append(f'<text x="{best[0]:.1f}" y="{best[1] + 10:.1f}" font-size="11">{escape(name)}</text>')
+        # Its letters push the lines behind them aside.
+        aside = 'stroke="var(--block-background-fill, #fff)" stroke-width="3" paint-order="stroke"'
+        parts.append(f'<text x="{best[0]:.1f}" y="{best[1] + 10:.1f}" font-size="11" {aside}>{escape(name)}</text>')
     return parts
 
 
@@ -118,7 +121,7 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 def _svg(title: str, words: str, below: str, parts: Sequence[str]) -> str:
     label = escape(title)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="pab-schedule pab-chart" viewBox="0 0 {_WIDE} {_HIGH}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="pab-chart" viewBox="0 0 {_WIDE} {_HIGH}" '
         f'role="img" aria-label="{escape(f"{title}: {words}", quote=True)}" font-size="12" fill="currentColor">'
         f"<title>{label}</title><desc>{escape(words)}</desc>{''.join(parts)}"
         f'<text x="{(_LEFT + _WIDE - _RIGHT) / 2}" y="{_HIGH - _BOTTOM + 35}" text-anchor="middle" '

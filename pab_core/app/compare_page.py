@@ -19,7 +19,7 @@ from .offering import title_of
 from .request import FieldErrors
 from .service import Studio
 from .stage import empty_stage, message, refusal, show_progress, table_of
-from .texts import text
+from .texts import text, wrong
 
 _LEVELS = ("off", "quality", "balanced", "fast")
 _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
@@ -118,7 +118,9 @@ class ComparePage:
 
 def _by_field(error: FieldErrors, language: str) -> str:
     """The fields are in Create: their names go before what is wrong with them."""
-    return "".join(message(f"{text(name, language)}: {said}") for name, said in error.by_field.items())
+    return "".join(
+        message(f"{text(name, language)}: {wrong(name, said, language)}") for name, said in error.by_field.items()
+    )
 
 
 def show_pair(studio: Studio, entries: list[Entry], measured: dict[str, Any], language: str) -> str:

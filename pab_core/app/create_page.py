@@ -20,7 +20,7 @@ from .offering import length_choices, size_choices, takes_pictures
 from .request import ClipRequest, FieldErrors, preset_values, with_sliders
 from .service import Studio
 from .stage import empty_stage, message, refusal, show_view
-from .texts import text
+from .texts import text, wrong
 
 
 class CreatePage(CreateFields):
@@ -124,8 +124,8 @@ class CreatePage(CreateFields):
             clip = self.studio.check(request)
         except FieldErrors as error:
             # An empty prompt or seed has no part in the schedule: whoever begins to write still sees it.
-            return [*_beside(error.by_field), self._schedule_without_prompt(values, error, language)]
-        return [*_beside({}), show_schedule(self.studio, clip, language)]
+            return [*_beside(error.by_field, language), self._schedule_without_prompt(values, error, language)]
+        return [*_beside({}, language), show_schedule(self.studio, clip, language)]
 
     def _schedule_without_prompt(self, values: tuple[Any, ...], error: FieldErrors, language: str) -> str:
         if set(error.by_field) <= {"prompt", "seed", "guidance", "negative", "picture"}:
@@ -162,13 +162,14 @@ class CreatePage(CreateFields):
         try:
             name = self.studio.keep_picture(path)
         except PabError as error:
-            return kept, gr.skip(), message(str(error))
+            return kept, gr.skip(), message(wrong("picture", str(error), language))
         pictures = (name, kept[1]) if place == 0 else (kept[0], name)
         return pictures, show_pictures(self.studio, pictures, language), ""
 
     async def _generate(self, request: gr.Request, *values: Any) -> AsyncIterator[list[Any]]:
         """Puts the video into the queue and follows it."""
-        beside: list[Any] = _beside({})
+        language = values[-1]
+        beside: list[Any] = _beside({}, language)
 
         def submit(owner: str, visitor: str) -> str:
             return self.studio.submit(self.read(values)[0], owner, visitor)
@@ -176,11 +177,11 @@ class CreatePage(CreateFields):
         def refused(error: PabError) -> Any:
             nonlocal beside
             if isinstance(error, FieldErrors):
-                beside = _beside(error.by_field)
+                beside = _beside(error.by_field, language)
                 return gr.skip()
             return refusal(message(str(error)))
 
-        async for update in self.job.start(submit, refused, values[-1], request):
+        async for update in self.job.start(submit, refused, language, request):
             yield [*update, *beside]
             beside = [gr.skip()] * len(FIELDS)
 
@@ -188,5 +189,5 @@ class CreatePage(CreateFields):
         return empty_stage(language) if view is None else show_view(self.studio, view, owner, language)
 
 
-def _beside(wrong: Mapping[str, str]) -> list[str]:
-    return [message(wrong.get(name, "")) for name in FIELDS]
+def _beside(by_field: Mapping[str, str], language: str) -> list[str]:
+    return [message(wrong(name, by_field.get(name, ""), language)) for name in FIELDS]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import AsyncIterator, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,18 +12,17 @@ from ..broadcast import find_policy, preset_names
 from ..broadcast.picture_svg import draw_schedule_svg
 from ..errors import PabError
 from ..settings import schedule_for
-from .charts import draw_curves, draw_quality
 from .following import JobOfBrowser
 from .jobs import View
 from .labels import Labels
+from .measured import show_measured
 from .measuring import CLIPS, POLICIES
 from .models import Offered
 from .offering import model_choices
-from .reports import find_curves, find_quality, find_speed
 from .request import LEVELS
 from .service import Studio
 from .stage import message, show_bar, table_of
-from .texts import schedule_texts, text
+from .texts import model_title, schedule_texts, text
 
 _LOOK = 2.0  # seconds between two looks at the devices, while they are shown
 _STATES = {"off": "worker_off", "starting": "worker_starting", "ready": "worker_ready", "working": "worker_working"}
@@ -88,8 +85,7 @@ class ExplorePage:
         return (
             f"<h2>{escape(text('policies', language))}</h2>{self._policies(offered, language)}"
             f"<h2>{escape(text('figures', language))}</h2>"
-            f"{show_reports(find_speed([self.studio.settings.data / 'bench'], offered.name), language)}"
-            f"{self._measured(offered, language)}"
+            f"{show_measured(offered, self.studio.settings.data / 'bench', language)}"
         )
 
     def _show_machine(self, language: str) -> str:
@@ -130,40 +126,6 @@ class ExplorePage:
         )
         return f'<div class="pab-grid">{"".join(cards)}</div>'
 
-    def _measured(self, offered: Offered, language: str) -> str:
-        """The U-curve of a calibration and the chart of a measurement, with the commands that make them."""
-        folders = [self.studio.settings.data / "bench", Path("pab-quality")]
-        curves, quality = find_curves(offered.spec, folders), find_quality(folders, offered.name)
-        model = offered.name if offered.name == str(offered.source) else shlex.quote(str(offered.source))
-        output = shlex.quote(str(folders[0] / f"{offered.name}-quality"))
-        calibrate, bench = f"pab calibrate --model {model}", f"pab bench quality --model {model} --output {output}"
-        if curves is None:
-            change = message(text("no_curves", language), "note") + _command(calibrate, language)
-        else:
-            note = text("u_note_elsewhere" if curves.packaged else "u_note", language, clips=curves.clips)
-            change = draw_curves(curves, language) + message(note, "note")
-        if quality is None:
-            chart = message(text("no_quality", language), "note")
-        else:
-            key = "measured_elsewhere" if quality.packaged else "measured_here"
-            note = text(key, language, clips=quality.clips, machine=quality.machine)
-            chart = draw_quality(quality, language) + message(note, "note")
-        chart += _command(bench, language, text("more_exactly", language))
-        metric = text(f"{quality.metric if quality else 'lpips'}_title", language)
-        return (
-            '<div class="pab-grid">'
-            f'<section class="pab-card"><h3>{escape(text("u_title", language))}</h3>{change}</section>'
-            f'<section class="pab-card"><h3>{escape(text("quality_title", language, metric=metric))}</h3>{chart}'
-            "</section></div>"
-        )
-
-
-def _command(command: str, language: str, fold: str = "") -> str:
-    """A command to type; folded away where there is a title to `fold` it under."""
-    words = message(text("then_refresh", language), "note")
-    shown = f"{words}<pre class='pab-command'><code>{escape(command)}</code></pre>"
-    return f"<details class='pab-fold'><summary>{escape(fold)}</summary>{shown}</details>" if fold else shown
-
 
 def show_machine(studio: Studio, language: str) -> str:
     """The devices, what they do, and the queue before them."""
@@ -181,7 +143,7 @@ def show_machine(studio: Studio, language: str) -> str:
         number = f" {place + 1}" if len(found["workers"]) > 1 else ""
         rows.insert(place, (text("device", language) + number, f"{name}: {text(_STATES[row['state']], language)}"))
     if "loaded" in found:
-        rows.append((text("loaded", language), found["loaded"] or text("nothing", language)))
+        rows.append((text("loaded", language), _title(found["loaded"], language)))
     else:
         rows.append((text("method", language), found["method"]))
         if studio.settings.workers:  # in which other programs have a part, too
@@ -192,28 +154,5 @@ def show_machine(studio: Studio, language: str) -> str:
     return table_of(rows) + said
 
 
-def show_reports(reports: list[dict[str, Any]], language: str) -> str:
-    """A table for each report; nothing for none."""
-    parts = []
-    head = "".join(
-        f'<th scope="col">{escape(words)}</th>'
-        for words in (text("policy_column", language), text("speed_column", language), "PSNR")
-    )
-    for report in reports:
-        machine = report.get("machine", {})
-        about = " · ".join(str(machine[key]) for key in ("gpu", "processor", "torch") if key in machine)
-        rows = "".join(
-            f'<tr><th scope="row">{escape(str(run.get("policy")))}</th><td>{_figure(run.get("speedup"), "x")}</td>'
-            f"<td>{_figure(run.get('psnr'), ' dB', text('identical', language))}</td></tr>"
-            for run in report["runs"]
-            if isinstance(run, dict)
-        )
-        parts.append(
-            f'<table class="pab-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-            f'<p class="pab-note">{escape(about)}</p>'
-        )
-    return "".join(parts)
-
-
-def _figure(value: Any, unit: str, absent: str = "-") -> str:
-    return f"{value:.2f}{unit}" if isinstance(value, (int, float)) else escape(absent)
+def _title(name: str | None, language: str) -> str:
+    return model_title(name, name, language) if name else text("nothing", language)

@@ -85,6 +85,12 @@ class History:
             raise PabError("There is no such video in the history: it may have been deleted.")
         return self._entry(row)
 
+    def pictures(self) -> set[str]:
+        """The names of the pictures that any video, of any owner, was made from."""
+        with self._open() as connection:
+            requests = [json.loads(row[0]) for row in connection.execute("SELECT request FROM videos")]
+        return {name for request in requests for key in ("picture", "last_picture") if (name := request.get(key))}
+
     def delete(self, video_id: str, owner: str) -> None:
         entry = self.get(video_id, owner)
         with self._open() as connection:

@@ -134,7 +134,7 @@ class HistoryPage:
         owner, _ = owner_of(request)
         words = text("deleted", language)
         try:
-            self.studio.history.delete(chosen, owner)
+            self.studio.delete(chosen, owner)
         except PabError as error:
             words = str(error)
         listing = self._list(limit, language, request)

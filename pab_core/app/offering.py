@@ -10,18 +10,15 @@ from ..errors import PabError
 from ..models.registry import ModelSpec
 from ..sizes import DURATIONS, RESOLUTIONS, is_named_size, size_of
 from .models import Offered
-from .texts import keys, text
+from .texts import model_title
 
 _RATIOS = ("16:9", "1:1", "9:16")
 
 
 def title_of(offered: Offered, language: str = "en") -> str:
-    """As it begins a line; the names of released models are the same in every language."""
-    key = f"model_{offered.spec.name}"
-    if key in keys():
-        return text(key, language)
+    """As it begins a line."""
     title = offered.spec.title
-    return title[:1].upper() + title[1:]
+    return model_title(offered.spec.name, title[:1].upper() + title[1:], language)
 
 
 def model_choices(offered: Mapping[str, Offered]) -> Callable[[str], list[tuple[str, str]]]:

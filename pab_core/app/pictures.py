@@ -6,8 +6,12 @@ further than this.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import secrets
+import time
+from collections.abc import Set
 from pathlib import Path
 
 from PIL import Image
@@ -18,6 +22,7 @@ from .settings import Limits, not_kept
 
 _LONGEST_SIDE = 2048  # pixels; no model here makes larger frames
 _NAME = re.compile(r"[0-9a-f]{32}")
+_UNUSED = 24 * 3600.0  # seconds after which a picture that no video was made from is deleted
 
 
 def keep_picture(upload: str | Path, folder: Path, limits: Limits) -> str:
@@ -48,11 +53,22 @@ def keep_picture(upload: str | Path, folder: Path, limits: Limits) -> str:
 
 
 def find_picture(name: str, folder: Path) -> Path:
-    """The file of a kept picture. PabError where the name is none that `keep_picture` gave."""
+    """The file of a kept picture. PabError where the name is none that `keep_picture` gave, or it was swept."""
     path = folder / f"{name}.png"
     if not _NAME.fullmatch(name) or not path.is_file():
         raise PabError("The picture is no longer here: send it again.")
+    with contextlib.suppress(OSError):
+        os.utime(path)  # its time is that of its last use, by which sweep_pictures goes
     return path
+
+
+def sweep_pictures(folder: Path, kept: Set[str]) -> None:
+    """Deletes those that nobody used for a day, except the names in `kept`."""
+    now = time.time()
+    for path in folder.glob("*.png"):
+        with contextlib.suppress(OSError):  # somebody else deleted it, or has it open
+            if path.stem not in kept and now - path.stat().st_mtime > _UNUSED:
+                path.unlink()
 
 
 def _check_pixels(path: Path, most: int) -> None:

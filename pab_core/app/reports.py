@@ -1,34 +1,18 @@
-"""What `pab bench`, `pab calibrate` and the studio's own measurement left behind of a model, as Explore finds it.
-
-Where there is nothing, what comes with the package: PACKAGED/MODEL/quality.json, changes.json and proposal.json, files
-as those commands write them. Files of other kinds are passed over.
+"""What `pab bench`, `pab calibrate` and the studio's own measurement left behind of a model, as Explore finds it; and
+what comes with the package. Files of other kinds are passed over.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..broadcast.calibrated import own_folder
+from ..evaluate.packaged import Curves, packaged_file, read_curves, read_object
 from ..models.registry import ModelSpec
-
-PACKAGED = Path(__file__).resolve().parent.parent / "demo" / "measured"
-_KINDS = ("spatial", "temporal", "cross", "mlp")
-
-
-@dataclass(frozen=True)
-class Curves:
-    """How much each kind's update changes at each step from the step before, of the mean absolute value; index 0 is
-    step 1. `calm`: the first and the last step of the window that was proposed."""
-
-    kinds: dict[str, tuple[float, ...]]
-    clips: int
-    calm: tuple[float, float] | None
-    packaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,8 +35,7 @@ class Quality:
     metric: str  # "lpips", or "psnr" where that was not measured
     points: tuple[Point, ...]
     clips: int
-    machine: str
-    packaged: bool = False  # measured elsewhere
+    machine: dict[str, Any]  # as describe_machine has it
 
 
 def find_speed(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
@@ -63,48 +46,37 @@ def find_speed(folders: Sequence[Path], name: str) -> list[dict[str, Any]]:
 
 
 def find_quality(folders: Sequence[Path], name: str) -> Quality | None:
-    """The newest that `pab bench quality` or the studio wrote of a model, else the package's."""
+    """The newest that `pab bench quality` or the studio wrote of a model."""
     best: tuple[float, Quality] | None = None
     for path, found in _reports(folders):
         read = _read_quality(found, name)
         moment = _moment(path)
         if read is not None and (best is None or moment > best[0]):
             best = moment, read
-    if best is not None:
-        return best[1]
-    packaged = _read_quality(_read(PACKAGED / name / "quality.json") or {}, name)
-    return None if packaged is None else replace(packaged, packaged=True)
+    return None if best is None else best[1]
+
+
+def packaged_quality(name: str) -> Quality | None:
+    """What comes with the package of a model that it has inside."""
+    return _read_quality(read_object(packaged_file(name, "quality.json")) or {}, name)
 
 
 def find_curves(spec: ModelSpec, folders: Sequence[Path] = ()) -> Curves | None:
-    """The newest recording of a model by `pab calibrate`, where that keeps them or in one of the folders; else the
-    package's."""
+    """The newest recording of a model by `pab calibrate`, where that keeps them or in one of the folders."""
     usual = own_folder().glob(f"{spec.family}-{spec.depth}*.calibration/changes.json")
     others = (path for folder in folders if folder.is_dir() for path in folder.glob("*/changes.json"))
-    packaged = PACKAGED / spec.name / "changes.json"
-    for path in [*sorted({*usual, *others}, key=_moment, reverse=True), packaged]:
-        found = _read(path)
-        if found is not None and found.get("model") == spec.name:
-            curves = _read_curves(found, _read(path.with_name("proposal.json")) or {})
-            if curves is not None:
-                return replace(curves, packaged=path == packaged)
+    for path in sorted({*usual, *others}, key=_moment, reverse=True):
+        if (curves := read_curves(path, spec.name)) is not None:
+            return curves
     return None
 
 
 def _reports(folders: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     for folder in folders:
         for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]) if folder.is_dir() else []:
-            found = _read(path)
+            found = read_object(path)
             if found is not None:
                 yield path, found
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _moment(path: Path) -> float:
@@ -112,28 +84,6 @@ def _moment(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _read_curves(found: dict[str, Any], proposal: dict[str, Any]) -> Curves | None:
-    rows: dict[str, list[list[float]]] = {}
-    try:
-        for branch, row in found["relative"].items():
-            rows.setdefault(branch.split("/")[0], []).append([float(value) for value in row])
-        kinds = {
-            kind: tuple(sum(column) / len(found_rows) for column in zip(*found_rows, strict=True))
-            for kind, found_rows in sorted(rows.items(), key=lambda entry: _place(entry[0]))
-        }
-        clips, steps = len(found["signal"]), len(found["timesteps"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
-    values = [value for row in kinds.values() for value in row]
-    if not values or not all(math.isfinite(value) and value >= 0 for value in values):
-        return None
-    window = proposal.get("window")
-    calm = None
-    if isinstance(window, list) and len(window) == 2 and all(isinstance(end, (int, float)) for end in window):
-        calm = window[0] * steps, window[1] * steps - 1
-    return Curves(kinds, clips, calm)
 
 
 def _read_quality(found: dict[str, Any], name: str) -> Quality | None:
@@ -156,13 +106,9 @@ def _read_quality(found: dict[str, Any], name: str) -> Quality | None:
     for metric in ("lpips", "psnr"):
         if read := points(metric):
             machine = header.get("machine")
-            parts = [f"{key} {value}" for key, value in machine.items()] if isinstance(machine, dict) else []
-            return Quality(metric, tuple(read), int(_number(found.get("clips")) or 0), ", ".join(parts))
+            clips = int(_number(found.get("clips")) or 0)
+            return Quality(metric, tuple(read), clips, machine if isinstance(machine, dict) else {})
     return None
-
-
-def _place(kind: str) -> int:
-    return _KINDS.index(kind) if kind in _KINDS else len(_KINDS)
 
 
 def _number(value: Any) -> float | None:

@@ -40,6 +40,7 @@ class Studio:
             (measure if job.measures else make)(job, report)
 
         self.queue = JobQueue(work, settings.limits, traceback.print_exception, self.renderer.at_once)
+        self.sweep_pictures()
 
     def close(self) -> None:
         self.queue.close()
@@ -88,13 +89,23 @@ class Studio:
     # ------------------------------------------------------------------------------------------------------ pictures
 
     def keep_picture(self, upload: str | Path) -> str:
+        """-> its name. Old ones that nothing is left of make room for it."""
+        self.sweep_pictures()
         self.settings.check_space()
         return pictures.keep_picture(upload, self.settings.uploads, self.settings.limits)
 
     def find_picture(self, name: str) -> Path:
         return pictures.find_picture(name, self.settings.uploads)
 
+    def sweep_pictures(self) -> None:
+        pictures.sweep_pictures(self.settings.uploads, self.history.pictures())
+
     # ------------------------------------------------------------------------------------------------------- results
+
+    def delete(self, video_id: str, owner: str) -> None:
+        """A video, and in time the pictures that only it was made from."""
+        self.history.delete(video_id, owner)
+        self.sweep_pictures()
 
     def entries(self, view: View, owner: str) -> list[Entry]:
         """The videos of a job that has ended; those deleted since are left out."""

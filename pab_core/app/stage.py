@@ -11,7 +11,7 @@ from typing import Any
 from .history import Entry
 from .jobs import View
 from .service import Studio
-from .texts import text
+from .texts import model_title, text
 
 _BARS = ("denoise", "decode")  # stages of which the length is known
 
@@ -116,14 +116,14 @@ def show_entry(studio: Studio, entry: Entry, language: str, *, autoplay: bool = 
 def show_settings(entry: Entry, language: str) -> str:
     """The settings of a video as a table."""
     about = entry.about
-    policy = about["policy"]
+    seconds = about["num_frames"] / about["fps"]
     rows: list[tuple[str, Any]] = [
         ("prompt", about["prompt"]),
         ("negative", about.get("negative", "")),
-        ("model", about["model"]),
-        ("policy", policy),
+        ("model", model_title(about["model"], about["model"], language)),
+        ("policy", about["policy"]),
         ("size", f"{about['width']}x{about['height']}"),
-        ("frames", about["num_frames"]),
+        ("frames", text("length", language, frames=about["num_frames"], seconds=f"{seconds:.1f}")),
         ("steps", about["steps"]),
         ("guidance", f"{about['guidance']:g}"),
         ("seed", about["seed"]),

@@ -111,7 +111,7 @@ def launch_options() -> dict[str, Any]:
             radius_size=sizes.radius_md,
             font=[*_FONTS, "sans-serif"],
             font_mono=["ui-monospace", "Consolas", "monospace"],
-        ),
+        ).set(body_text_color_subdued="#5b6779", body_text_color_subdued_dark="#a3aec0"),
         "css": (_HERE / "style.css").read_text(encoding="utf-8"),
         "head": f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
         "footer_links": ["api"],

@@ -1,4 +1,5 @@
-"""The words of the page in English and Chinese. Messages of the core are English: they are shown as they are."""
+"""The words of the page in English and Chinese. Messages of the core are English: beside a field of the Chinese page,
+they follow a sentence on what that field takes."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "frames": ("Length", "长度"),
     "frames_info": ("frames, or 2s, 4s, 8s, 16s", "帧数，或 2s、4s、8s、16s"),
     "steps": ("Steps", "步数"),
+    "length": ("{frames} frames ({seconds} s)", "{frames} 帧（{seconds} 秒）"),
     "steps_info": ("of denoising", "去噪步数"),
     "guidance": ("Guidance", "引导强度"),
     "guidance_info": ("how strictly the prompt is followed", "对提示词的遵循程度"),
@@ -152,9 +154,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "由 pab calibrate 在 {clips} 个视频上记录；阴影为其建议的窗口。",
     ),
     "u_note_elsewhere": (
-        "Comes with the model, recorded on {clips} clips; behind the lines, the window that pab calibrate proposes.",
-        "随模型附带，在 {clips} 个视频上记录；阴影为 pab calibrate 建议的窗口。",
+        "Comes with the model, recorded elsewhere: {clips} clips on {machine}. Behind the lines, the window that "
+        "pab calibrate proposes.",
+        "随模型附带，在另一台机器上测得：{clips} 个视频，{machine}。阴影为 pab calibrate 建议的窗口。",
     ),
+    "u_twice": (
+        "Its sampler asks the model twice at some of the first times; between those two, hardly anything changes.",
+        "该模型的采样器在开头的部分时刻调用模型两次，这两次之间几乎没有变化。",
+    ),
+    "record_here": ("Record it on this machine", "在本机记录"),
+    "a_gpu": ("one {name}", "一块 {name}"),
+    "some_machine": ("a machine that it does not name", "未注明的机器"),
+    "a_cpu": ("a CPU ({name}, {threads} threads)", "CPU（{name}，{threads} 线程）"),
     "quality_title": ("Speed against quality ({metric})", "速度与质量（{metric}）"),
     "lpips_title": ("LPIPS, lower is nearer", "LPIPS，越低越接近"),
     "psnr_title": ("PSNR, higher is nearer", "PSNR，越高越接近"),
@@ -167,10 +178,12 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "每一列是一个去噪步。实心格表示计算该类注意力；空心格表示复用上一个实心格的结果，从而省去计算。"
         "横线标出允许复用的窗口：窗口之外，相邻步的结果变化过大。右侧为被复用的比例。",
     ),
-    "measured_here": ("Measured here on {clips} clips: {machine}", "在此测得，{clips} 个视频：{machine}"),
+    "measured_here": ("Measured here: {clips} clips on {machine}.", "在此测得：{clips} 个视频，{machine}。"),
     "measured_elsewhere": (
-        "Comes with the model, measured on {clips} clips elsewhere: {machine}",
-        "随模型附带，在另一台机器上以 {clips} 个视频测得：{machine}",
+        "Comes with the model, measured elsewhere: {clips} clips on {machine}. On a GPU, or another processor, the "
+        "speed-ups differ: the button below measures them.",
+        "随模型附带，在另一台机器上测得：{clips} 个视频，{machine}。换用 GPU 或其他处理器，加速比会不同：可点击下方"
+        "按钮测量。",
     ),
     "measure_here": ("Measure on this machine", "在本机测量"),
     "measure_note": (
@@ -215,6 +228,25 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "created_at": ("Made", "生成时间"),
 }
 
+# The figures are in the core's sentence, which follows.
+_HINTS = {
+    "prompt": "请用英文写出视频的内容：模型只懂英文。",
+    "negative": "此模型不使用反向提示词，请留空。",
+    "model": "请从列表中选择模型。",
+    "size": "请从列表中选择尺寸，或按 192x128 的形式填写该模型可用的宽与高。",
+    "frames": "请从列表中选择长度，或填写该模型可用的帧数。",
+    "steps": "请填写可用的步数（正整数）。",
+    "guidance": "请填写 0 到 100 之间的数。",
+    "seed": "请填写不小于 0 的整数，或留空。",
+    "policy": "这些复用设置不能一起使用：请调整范围或窗口，或改选一个预设。",
+    "picture": "请换一张图片（PNG、JPEG 或 WebP），或将其移除。",
+}
+
+
+def wrong(field: str, said: str, language: str) -> str:
+    """What the core `said` of a field; for readers of Chinese after what the field takes."""
+    return f"{_HINTS[field]} {said}" if said and language == "zh" else said
+
 
 def text(key: str, language: str = "en", **values: object) -> str:
     """The words for a key, with values filled in."""
@@ -222,8 +254,10 @@ def text(key: str, language: str = "en", **values: object) -> str:
     return words.format(**values) if values else words
 
 
-def keys() -> frozenset[str]:
-    return frozenset(_TEXTS)
+def model_title(name: str, otherwise: str, language: str = "en") -> str:
+    """Of a demo model; the names of others are the same in every language."""
+    key = f"model_{name}"
+    return text(key, language) if key in _TEXTS else otherwise
 
 
 def schedule_texts(language: str) -> dict[str, str]:
