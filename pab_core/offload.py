@@ -19,7 +19,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 
-from .acceleration.choice import choose_speed
+from .acceleration.choice import choose_speed, use_speed_in_decoding
 from .devices import check_device
 from .embedding_cache import CachedTextEncoder
 from .errors import PabError
@@ -50,12 +50,14 @@ def offload(pipe: Pipeline, mode: Mode, device: str | torch.device | None = None
     device = check_device(device)
     given = {f.name: getattr(pipe, f.name) for f in fields(Pipeline)}
     # Block by block, only a block's own forward waits for its weights.
-    given["speed"], _ = choose_speed("exact" if mode == "blocks" else "auto", device, torch.bfloat16)
+    wanted = pipe.speed if pipe.device.type == device.type else "auto"
+    given["speed"], _ = choose_speed("exact" if mode == "blocks" else wanted, device, torch.bfloat16)
     text_encoder = pipe.text_encoder
     if text_encoder is not None:
         given["text_encoder"] = _offloaded_text(text_encoder, mode, device)
     blocks = transformer_blocks(pipe.transformer) if mode == "blocks" else ()
     transformer = Lent(pipe.transformer, device, blocks)
+    use_speed_in_decoding(given["speed"], device, pipe.vae)  # before Lent notes how its weights lie in memory
     vae = None if pipe.vae is None else Lent(pipe.vae, device)
     return OffloadedPipeline(**given, compute_device=device, lent_transformer=transformer, lent_vae=vae)
 

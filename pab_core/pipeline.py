@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .acceleration.choice import Speed, choose_speed, make_run, transformer_dtype
+from .acceleration.choice import Speed, choose_speed, make_run, transformer_dtype, use_speed_in_decoding
 from .acceleration.fp8_products import use_fp8_products
 from .broadcast import AnyPolicy, BroadcastRun, ScheduleTable
 from .broadcast.cache import make_store
@@ -106,6 +106,7 @@ class Pipeline:
         # Small files first: what does not fit together is told before gigabytes are read.
         text_encoder = load_text_encoder(found, dtype, device, cache)
         vae, preview_matrix = load_vae(found, dtype, device)
+        use_speed_in_decoding(chosen, device, vae)
         own = transformer_dtype(chosen, device, dtype)
         transformer = load_transformer(found, own, device, "fp8" if chosen == "fp8" else storage)
         if chosen == "fp8":

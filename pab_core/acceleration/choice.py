@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
 from ..broadcast import BroadcastRun, ScheduleTable
 from ..broadcast.cache import Store
 from ..errors import PabError
+
+if TYPE_CHECKING:
+    from ..autoencoders import VideoVAE
 
 # exact: the model's own operations; fast: fewer and other kernels, equal within rounding; fp8: that, and products of
 # the large linear layers in eight bits; auto: fast where there is a GPU that can, else exact.
@@ -43,6 +46,15 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
 def transformer_dtype(speed: Speed, device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """The precision of the transformer of a model in `dtype`, at a speed that `choose_speed` gave for the device."""
     return torch.bfloat16 if speed == "fast" and device.type == "cpu" else dtype
+
+
+def use_speed_in_decoding(speed: Speed, device: torch.device, vae: VideoVAE | None) -> None:
+    """Lets a loaded autoencoder decode at a speed that `choose_speed` gave for the device; "exact" changes nothing."""
+    if vae is None or speed == "exact" or device.type == "cpu":
+        return
+    from .decoding import use_fast_decoders
+
+    use_fast_decoders(vae)
 
 
 def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:

@@ -12,7 +12,17 @@ from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from diffusers.models.upsampling import Upsample2D
 from small_vaes import KINDS, small_vae, waves
 
-from pab_core.autoencoders import Tiling, VideoVAE, build_vae, causal, choose_tiling, decode_bytes, memory, temporal
+from pab_core.autoencoders import (
+    Tiling,
+    VideoVAE,
+    budget,
+    build_vae,
+    causal,
+    choose_tiling,
+    decode_bytes,
+    memory,
+    temporal,
+)
 from pab_core.autoencoders.budget import USABLE
 from pab_core.autoencoders.memory import Size
 from pab_core.autoencoders.open_sora_plan import CausalVAE
@@ -193,6 +203,17 @@ def test_whole_frames_are_kept_as_long_as_fewer_at_once_help():
     tiling = choose_tiling(released("open-sora"), 51, 720, 1280, torch.bfloat16, 4 * 1024 * MIB)
     assert tiling == Tiling(1280, 2)
     assert choose_tiling(released("latte"), 16, 512, 512, torch.bfloat16, 1024 * MIB) is None
+
+
+def test_plain_decoders_on_a_gpu_leave_room_for_the_copies_of_cudnn(monkeypatch: pytest.MonkeyPatch):
+    vae = released("open-sora")
+    needed = int(decode_bytes(vae, 51, 512, 512, torch.bfloat16, None) / USABLE) + 1
+    assert choose_tiling(vae, 51, 512, 512, torch.bfloat16, needed) is None
+    monkeypatch.setattr(budget, "_copies", lambda vae: True)
+    tiling = choose_tiling(vae, 51, 512, 512, torch.bfloat16, needed)
+    assert tiling is not None
+    assert decode_bytes(vae, 51, 512, 512, torch.bfloat16, tiling) * 4 / 3 <= USABLE * needed
+    assert choose_tiling(vae, 51, 512, 512, torch.bfloat16, needed * 4 // 3 + 1) is None
 
 
 @torch.no_grad()
