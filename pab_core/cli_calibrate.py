@@ -49,12 +49,16 @@ def calibrate(
     clips: Annotated[str, typer.Option(metavar="N", help="Prompts to calibrate on.")] = "8",
     prompts: PromptsOption = None,
     by: Annotated[
-        str, typer.Option("--by", metavar="kind|block|model", help="What is computed together: kinds, blocks, all.")
-    ] = "kind",
+        str, typer.Option("--by", metavar="model|kind|block", help="What is computed together: all, kinds, blocks.")
+    ] = "model",
     groups: Annotated[str, typer.Option(metavar="N", help="Parts of the depth that are scheduled apart.")] = "1",
     predictor: Annotated[
-        str, typer.Option(metavar="NAME", help="What a reused step is given: hold, gate, linear or taylor.")
-    ] = "hold",
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What a reused step is given: hold, gate, linear or taylor; default: linear, without a search hold.",
+        ),
+    ] = None,
     costs: Annotated[
         str, typer.Option(metavar="measured|flops|MODEL", help="Time as measured here, or counted of a released model.")
     ] = "measured",
@@ -91,7 +95,8 @@ def calibrate(
         aim = Aim(_number(speedup), _number(error), like, error_like)
         if teacache and not aim.is_none:
             raise PabError("TeaCache decides by its threshold: give --teacache without a wanted speed-up or error.")
-        search = Search(by, count_of(groups, "groups", spec.depth), predictor, costs, count_of(batch, "clips"))  # pyright: ignore[reportArgumentType]
+        given = predictor or ("hold" if aim.is_none else "linear")
+        search = Search(by, count_of(groups, "groups", spec.depth), given, costs, count_of(batch, "clips"))  # pyright: ignore[reportArgumentType]
         for policy in filter(None, (like, error_like)):
             schedule_for(spec, policy, found.sampler)
         usual = coefficients_path(spec.family, spec.depth) if teacache else own_path(spec.family, spec.depth, name)

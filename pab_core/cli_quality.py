@@ -30,7 +30,7 @@ from .cli_measuring import (
     seconds_of,
     vmaf_of,
 )
-from .cli_options import DeviceOption, JsonOption, ModelOption
+from .cli_options import DeviceOption, JsonOption, KeptOption, ModelOption
 from .errors import PabError
 from .terminal import answered, progress
 
@@ -56,6 +56,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
         prompts: PromptsOption = None,
         output: FolderOption = Path(f"pab-{what}"),
         batch: BatchOption = "8",
+        kept: KeptOption = "plain",
         repeat: RepeatOption = "3",
         timed_clips: TimedClipsOption = "1",
         lpips: LpipsOption = None,
@@ -67,6 +68,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
     ) -> None:
         started = time.monotonic()
         with answered():
+            from .broadcast.cache import make_store
             from .checkpoints import find_model
             from .devices import check_device
             from .evaluate.quality import draw_quality, measure_quality
@@ -86,6 +88,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             texts = prompts_of(spec, prompts, None if clips is None else count_of(clips, "prompts"), usual)
             chosen = clips_of(texts, range(1, count_of(seeds, "seeds") + 1))
             together, rounds = count_of(batch, "clips"), count_of(repeat, "rounds")
+            make_store(kept)
             timed, limit = count_of(timed_clips, "clips"), seconds_of(seconds)
             folder, computes_on = output.expanduser(), check_device(device)
             metric, vmaf = lpips_of(lpips, no_lpips, computes_on), vmaf_of(no_vmaf)
@@ -100,6 +103,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
                     vmaf=vmaf,
                     judge=judge_of(spec, prompts, texts, computes_on),
                     batch=together,
+                    kept=kept,
                     repeat=rounds,
                     timed_clips=timed,
                     until=None if limit is None else started + limit,

@@ -29,7 +29,8 @@ from .cli_options import DeviceOption, JsonOption, ModelOption
 from .errors import PabError
 from .terminal import answered, progress
 
-WAYS = ("kind", "kind linear", "kind taylor", "kind gate", "block", "block linear", "kind groups")
+WAYS = ("model", "model linear", "model taylor", "kind", "kind linear", "kind taylor", "kind gate", "kind groups")
+WAYS += ("block", "block linear")
 
 
 def rivals(
@@ -40,7 +41,9 @@ def rivals(
     ] = None,
     way: Annotated[
         list[str] | None,
-        typer.Option("--way", metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: kind."),
+        typer.Option(
+            "--way", metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: model linear."
+        ),
     ] = None,
     clips: Annotated[str, typer.Option(metavar="N", help="Prompts to compare on, each with every seed.")] = "64",
     seeds: Annotated[str, typer.Option(metavar="N", help="Seeds of each prompt.")] = "2",
@@ -78,7 +81,7 @@ def rivals(
         for name in names:
             schedule_for(spec, name, found.sampler)
         together = count_of(batch, "clips")
-        ways = {name: _way(name, spec.depth, costs, together) for name in way or ["kind"]}
+        ways = {name: _way(name, spec.depth, costs, together) for name in way or ["model linear"]}
         count, most = count_of(clips, "prompts"), count_of(calibration_clips, "clips")
         if prompts is None:
             texts, own = prompts_of(spec, None, count), prompts_of(spec, None, most, draw=CALIBRATION)

@@ -16,11 +16,9 @@ from ..models.layers import Branch, modulate
 from .calibrated import read_coefficients
 from .schedule import ScheduleTable
 
-# By family and depth, highest power first; those in files go before them, see calibrated.py. At depth 28: the authors'
-# (ali-vilab/TeaCache); Latte-1's are not known here. The demo model's: fitted by `evaluate.recording.fit_polynomial` to
-# 8 clips.
+# By family and depth, highest power first: the authors' (ali-vilab/TeaCache); Latte-1's are not known here. Those in
+# files go before them, the demo models' among them: see calibrated.py.
 COEFFICIENTS: dict[tuple[str, int], tuple[float, ...]] = {
-    ("stdit3", 5): (463715.0, -130684.0, 13269.7, -566.078, 8.68059),
     ("stdit3", 28): (2.17546007e02, -1.18329252e02, 2.68662585e01, -4.59364272e-02, 4.84426240e-02),
     ("open-sora-plan", 28): (2.05943668e05, -1.48759286e04, 3.06085986e02, 1.31418080e00, 2.39658469e-03),
 }

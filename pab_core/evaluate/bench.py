@@ -85,6 +85,7 @@ def measure_speed(
     seed: int = 1,
     repeat: int = 3,
     clips: int = 1,
+    kept: str = "plain",
     steps: int | None = None,
     num_frames: int | None = None,
     height: int | None = None,
@@ -100,6 +101,7 @@ def measure_speed(
 
     Args:
         clips: made together; a GPU that a single small clip leaves idle is timed with more.
+        kept: where updates wait, as in Pipeline.generate.
         speeds: each policy at each of them, off at the first being what the others are compared with; None: the
             pipeline's own.
         text_tokens: of random text, where the pipeline has no text encoder.
@@ -115,7 +117,7 @@ def measure_speed(
     noise = torch.cat([pipe.prepare_latents(seed + i, **size) for i in range(clips)])
 
     def timed(one: Pipeline, table: ScheduleTable, steps: int | None) -> tuple[float, Tensor, ScheduleTable]:
-        run = one.new_run(table)
+        run = one.new_run(table, kept)
         _finish(pipe.device)
         start = time.perf_counter()
         latents = one.denoise(noise, text, table, steps=steps, seed=seed, run=run, **size)

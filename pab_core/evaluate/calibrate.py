@@ -2,9 +2,10 @@
 
 Errors of different kinds of branches partly cancel, so they do not add: every candidate is judged as a whole schedule,
 by the distance of its clean latents from those of the same clips made without reuse. The search begins with a run that
-computes everything and takes away what costs least error for the time that it saves (`remove`), then moves what
-is computed to the steps beside it as long as that helps (`shift`). All that was judged is in a file of JSON lines: a
-search that was interrupted goes on, and another of the same clips finds there what it has in common with it.
+computes everything and takes away what costs least error for the time that it saves (`remove`), or where all of the
+model is computed at the same steps, spreads these over the run (spread.py); then it moves what is computed to the steps
+beside it as long as that helps (`shift`). All that was judged is in a file of JSON lines: a search that was interrupted
+goes on, and another of the same clips finds there what it has in common with it.
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from .results import ResultFile
 
 Unit = tuple[Branch, ...]  # branches that are computed at the same steps
 Cell = tuple[int, int]  # unit and step
+Move = tuple[Cell, ...]  # reused together
 Whole = Literal["kind", "block", "model"]
 OnProgress = Callable[[float, float], None]  # share of the time that is left, error
+GRID = 5  # of the steps at which single units are judged first, one in so many
+_BOLD = 0.7  # of what a removal is expected to cost, where it was not judged
 
 
 class TooLittleTime(PabError):
@@ -110,7 +114,10 @@ class Trial:
         return self.error_of(candidate.table(self.off, predictor=self.predictor))
 
     def knows(self, candidate: Candidate) -> bool:
-        return digest(candidate.table(self.off, predictor=self.predictor)) in self.known
+        return self.knows_table(candidate.table(self.off, predictor=self.predictor))
+
+    def knows_table(self, table: ScheduleTable) -> bool:
+        return digest(table) in self.known
 
     def error_of(self, table: ScheduleTable) -> float:
         """Root of the mean, over the clips, of the squared relative distance from the latents without reuse; infinite
@@ -144,6 +151,11 @@ class Trial:
         return make_latents(self.pipe, self.clips[start : start + self.batch], table)[0]
 
 
+def late(until: float | None) -> bool:
+    """Whether that moment, of time.monotonic(), is past."""
+    return until is not None and time.monotonic() > until
+
+
 def remove(
     trial: Trial,
     costs: Costs,
@@ -159,6 +171,7 @@ def remove(
 
     A removal is one unit at one step, or everything at one step: what is reused together errs less. Errors grow as
     others are removed, so an old estimate is a bound from below, nearly always: only the best of them are judged anew.
+    The first estimates are those of `first_prices`.
 
     Args:
         until: of time.monotonic(); from then on nothing more is judged, and old estimates are taken as they are.
@@ -169,32 +182,29 @@ def remove(
     """
     if (share is None) == (error is None):
         raise PabError("A calibration has one aim: give either the wanted share of the time or the wanted error.")
-    steps = trial.off.steps
-    moves = [((unit, step),) for step in range(1, steps) for unit in range(len(units))]
-    moves += [tuple((unit, step) for unit in range(len(units))) for step in range(1, steps)]
-    best, reached, left = Candidate(units, steps), 0.0, 1.0
+    best, reached, left = Candidate(units, trial.off.steps), 0.0, 1.0
     # (error for the time saved, round in which it was judged, move)
-    queue: list[tuple[float, int, tuple[Cell, ...]]] = [(0.0, -1, move) for move in moves]
-    turn, hurried = 0, False
+    queue: list[tuple[float, int, Move]] = [
+        (price, -1, move) for move, price in first_prices(trial, costs, units, until).items()
+    ]
+    heapq.heapify(queue)
+    turn, hurried = 0, late(until)
     while queue and (share is None or left > share):
         price, judged, move = heapq.heappop(queue)
-        fresh = [cell for cell in move if cell not in best.reused]
-        if not fresh:
+        if all(cell in best.reused for cell in move):
             continue
-        candidate = best.with_reused(fresh)
+        candidate = best.with_reused(move)
         now_left = costs.share(candidate)
-        late = until is not None and time.monotonic() > until and not trial.knows(candidate)
-        hurried = hurried or late
-        if late and error is not None:
+        unjudged = late(until) and not trial.knows(candidate)
+        hurried = hurried or unjudged
+        if unjudged and error is not None:
             break
-        if late and judged < 0:
-            continue
-        if judged != turn and not late:
+        if judged != turn and not unjudged:
             # Squares, as those of independent errors add.
             price = (trial.error(candidate) ** 2 - reached**2) / max(left - now_left, 1e-12)
             heapq.heappush(queue, (price, turn, move))
             continue
-        found = reached if late else trial.error(candidate)
+        found = reached if unjudged else trial.error(candidate)
         if error is not None and found > error:
             break
         best, reached, left, turn = candidate, found, now_left, turn + 1
@@ -205,6 +215,42 @@ def remove(
             raise TooLittleTime("The time was too short to try every computation once: run it again, and it goes on.")
         raise PabError(f"No schedule of this model takes {share:.0%} of the time: ask for a smaller saving.")
     return best
+
+
+def first_prices(trial: Trial, costs: Costs, units: tuple[Unit, ...], until: float | None = None) -> dict[Move, float]:
+    """The squared error for the time saved of each removal alone, everything at one step and single units.
+
+    Single units are judged at every few steps only. Between those the price is an estimate, a little low: in proportion
+    to that of everything at the same step, as at the nearer judged steps, of which the cheaper counts. It is smooth in
+    the step, nearly, and far most of the single units are never the best. What there was no time for, and nothing to
+    estimate it from, is left out.
+    """
+    steps, everything, nothing = trial.off.steps, range(len(units)), Candidate(units, trial.off.steps)
+    whole = {step: tuple((unit, step) for unit in everything) for step in range(1, steps)}
+    found: dict[Move, float] = {}
+
+    def judge(moves: Sequence[Move]) -> None:
+        for move in moves:
+            candidate = nothing.with_reused(move)
+            if not late(until) or trial.knows(candidate):
+                found[move] = trial.error(candidate) ** 2 / max(1 - costs.share(candidate), 1e-12)
+
+    judge(list(whole.values()))
+    if len(units) == 1:
+        return found
+    grid = sorted({*range(1, steps, GRID), steps - 1})
+    judge([((unit, step),) for step in grid for unit in everything])
+    for unit in everything:
+        ratios = {
+            step: found[((unit, step),)] / found[whole[step]]
+            for step in grid
+            if ((unit, step),) in found and 0 < found.get(whole[step], 0) < math.inf
+        }
+        for step in range(1, steps):
+            near = [ratio for place, ratio in ratios.items() if abs(place - step) < GRID]
+            if ((unit, step),) not in found and whole[step] in found and near:
+                found[((unit, step),)] = _BOLD * min(near) * found[whole[step]]
+    return found
 
 
 def shift(
@@ -225,7 +271,7 @@ def shift(
         for step in range(1, start.steps):
             for group in (everything, *((unit,) for unit in everything)):
                 for other in (step - 1, step + 1):
-                    if until is not None and time.monotonic() > until:
+                    if late(until):
                         return best
                     candidate = _moved(best, group, step, other)
                     if candidate is None:

@@ -6,26 +6,32 @@ Everything that takes long is kept in a folder, so the same calibration, started
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..broadcast import Window
+from ..broadcast import ScheduleTable, Window
 from ..broadcast.predictors import check_predictor
-from ..broadcast.schedule_file import VERSION, ModelId, Rule, ScheduleFile, Span
+from ..broadcast.schedule_file import VERSION, ModelId, Rule, ScheduleFile, Span, neighbours
 from ..broadcast.whole_file import whole_file, write_whole
 from ..errors import PabError
 from ..models.layers import Kind
 from ..pipeline import Pipeline
-from .calibrate import Trial, Whole, calibrated_file, make_units, remove, shift
-from .costs import Costs, find_costs
+from .calibrate import GRID, Candidate, Trial, Whole, calibrated_file, digest, late, make_units, remove, shift
+from .costs import Costs, find_costs, seconds_of
 from .generation import Clip
 from .recording import Recording, draw_recording, record, save_recording, stable_window
+from .spread import spread
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 _LONGEST = 9
+_CORRECTIONS = 3  # of a schedule that the clock found to take another time than costs said
+_CLOSE = 0.985  # of the wanted time is near enough to it
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,11 @@ class Search:
         if self.whole not in ("kind", "block", "model"):
             raise PabError(f"A schedule is searched by kind, block or model, not by '{self.whole}'.")
         check_predictor(self.predictor)
+
+    @property
+    def merge(self) -> bool:
+        """Whether what is reused together is kept as its sum."""
+        return self.whole != "kind" and self.predictor != "gate"
 
 
 @dataclass(frozen=True)
@@ -160,42 +171,94 @@ def calibrate(
     tell("costs", 0, 0)
     costs = kept_costs(trial, search)
     tell("search", 0, 0)
-    moves = (trial.off.steps - 1) * (len(units) + 1)
+    moves = trial.off.steps - 1 + (len(units) > 1) * len(units) * -(-trial.off.steps // GRID)  # that are judged first
     trial.on_judged = lambda known: tell("try", known, moves) if known < moves else None
     if aim.is_none:
         note = f"proposed from the changes of {len(clips)} clips"
         made = proposal.schedule(pipe, name, search.predictor, note)
         table = pipe.schedule(made)
         return Calibration(made, proposal, costs.share(table), trial.error_of(table), trial.judged, len(clips))
-    share, error = wanted(trial, costs, aim)
+    share, error = wanted(trial, costs, aim, search)
 
     def on_found(left: float, reached: float) -> None:
         done = (1 - left) / (1 - share) if share is not None else reached / (error or 1)
         tell("search", min(int(100 * done), 100), 100)
 
-    best = remove(trial, costs, units, share=share, error=error, until=until, on_progress=on_found)
+    find = partial(spread, rounds=search.rounds) if search.whole == "model" else remove
+    best, took = find(trial, costs, units, share=share, error=error, until=until, on_progress=on_found), None
+    if share is not None and aim.like is not None and search.costs == "measured":
+        again = partial(find, trial, costs, units, until=until)
+        best, took = at_time(trial, search, best, share, lambda asked: again(share=asked), until)
     best = shift(trial, costs, best, rounds=search.rounds, until=until)
-    share, error = costs.share(best), trial.error(best)
+    share, error = costs.share(best) if took is None else took, trial.error(best)
     note = (
         f"searched by {search.whole} in groups of {search.groups} on {len(clips)} clips, costs {search.costs}: "
         f"{share:.3f} of the time, error {error:.4g}"
     )
-    merge = search.whole != "kind"
-    schedule = calibrated_file(pipe, best, name, note, predictor=search.predictor, merge=merge)
+    schedule = calibrated_file(pipe, best, name, note, predictor=search.predictor, merge=search.merge)
     return Calibration(schedule, proposal, share, error, trial.judged, len(clips))
+
+
+def at_time(
+    trial: Trial,
+    search: Search,
+    found: Candidate,
+    share: float,
+    find: Callable[[float], Candidate],
+    until: float | None = None,
+) -> tuple[Candidate, float]:
+    """The schedule that takes `share` of the time by the clock, and its share: costs predict a few percent wrong, so
+    what they led to is timed, and a schedule found again for as much more or less."""
+    asked, tried = share, dict[Candidate, float]()
+    for _ in range(_CORRECTIONS):
+        tried[found] = timed_share(trial, as_run(trial, found, search))
+        if _CLOSE * share <= tried[found] <= share or late(until):
+            break
+        asked = min(asked * share / tried[found], 0.99)
+        try:
+            found = find(asked)
+        except PabError:  # no such, or no time for it: what is there has to do
+            break
+        if found in tried:
+            break
+    fitting = {candidate: took for candidate, took in tried.items() if took <= share}
+    best = max(fitting, key=lambda c: fitting[c]) if fitting else min(tried, key=lambda c: tried[c])
+    return best, tried[best]
+
+
+def as_run(trial: Trial, candidate: Candidate, search: Search) -> ScheduleTable:
+    """Its table, with what is reused together kept as the search says."""
+    table = candidate.table(trial.off, predictor=search.predictor)
+    return replace(table, groups=neighbours(table.source)) if search.merge else table
+
+
+def timed_share(trial: Trial, table: ScheduleTable) -> float:
+    """Of the time of a run without reuse, the shortest of a few: kept with what was judged."""
+    key = digest(table)
+    line = trial.file.find(timed=key)
+    if line is None:
+        clips, least = trial.clips[: trial.batch], [math.inf, math.inf]  # the first round is a warm-up, nearly always
+        for _ in range(_ROUNDS):
+            for number, one in enumerate((trial.off, table)):
+                least[number] = min(least[number], seconds_of(trial.pipe, clips, one))
+        line = {"timed": key, "share": least[1] / least[0]}
+        trial.file.add(line)
+    return line["share"]
 
 
 def kept_costs(trial: Trial, search: Search) -> Costs:
     """As they were found first: with others, a search that goes on would take another way."""
-    line = trial.file.find(costs=search.costs)
+    told = {"costs": search.costs, "predictor": search.predictor, "merge": search.merge}
+    line = trial.file.find(**told)
     if line is None:
-        found = find_costs(trial.pipe, search.costs, trial.clips[: search.batch])
-        line = {"costs": search.costs, "shares": found.to_json()}
+        clips = trial.clips[: search.batch]
+        found = find_costs(trial.pipe, search.costs, clips, search.predictor, search.merge)
+        line = told | {"shares": found.to_json()}
         trial.file.add(line)
     return Costs.from_json(line["shares"], trial.off.branches)
 
 
-def wanted(trial: Trial, costs: Costs, aim: Aim) -> tuple[float | None, float | None]:
+def wanted(trial: Trial, costs: Costs, aim: Aim, search: Search) -> tuple[float | None, float | None]:
     """The share of the time or the error that an aim means, the other None."""
     if aim.speedup is not None:
         return 1 / aim.speedup, None
@@ -206,4 +269,9 @@ def wanted(trial: Trial, costs: Costs, aim: Aim) -> tuple[float | None, float | 
         raise PabError(
             f"The policy {table.policy} has no schedule of this many steps to be like: choose one named pab."
         )
-    return (costs.share(table), None) if aim.like else (None, trial.error_of(table))
+    return (share_of(trial, costs, table, search), None) if aim.like else (None, trial.error_of(table))
+
+
+def share_of(trial: Trial, costs: Costs, table: ScheduleTable, search: Search) -> float:
+    """Of the time that a policy takes: by the clock where costs are, since they are those of another way to reuse."""
+    return timed_share(trial, table) if search.costs == "measured" else costs.share(table)

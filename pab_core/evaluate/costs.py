@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..broadcast import BroadcastRun, ScheduleTable
+from ..broadcast.predictors import HISTORY
+from ..broadcast.schedule_file import neighbours
 from ..errors import PabError
 from ..models.layers import Branch
 from ..models.registry import MODELS
@@ -73,14 +75,16 @@ class Costs:
         return cls({branch: each[f"{branch.kind}/{branch.stream}"] for branch in branches}, shares["rest"])
 
 
-def find_costs(pipe: Pipeline, by: str, clips: Sequence[Clip]) -> Costs:
+def find_costs(pipe: Pipeline, by: str, clips: Sequence[Clip], predictor: str = "hold", merge: bool = False) -> Costs:
     """Costs "measured" here with these clips made together, or by the "flops" of the model or, for a small model that
     stands for a large one, by those of a released one's name.
+
+    predictor, merge: of the schedules that are to be compared, since reuse takes time, too; counted costs leave it out.
 
     PabError for another word, or where the released model's blocks are built otherwise.
     """
     if by == "measured":
-        return measure_costs(pipe, clips)
+        return measure_costs(pipe, clips, predictor, merge)
     if by != "flops" and by not in PAPER:
         raise PabError(f"Costs are measured, or counted as flops, or those of {', '.join(PAPER)}; not '{by}'.")
     spec = pipe.spec if by == "flops" else MODELS[by]
@@ -96,14 +100,14 @@ def find_costs(pipe: Pipeline, by: str, clips: Sequence[Clip]) -> Costs:
     return Costs.from_json(found.to_json(), pipe.spec.branches)
 
 
-def measure_costs(pipe: Pipeline, clips: Clip | Sequence[Clip]) -> Costs:
+def measure_costs(pipe: Pipeline, clips: Clip | Sequence[Clip], predictor: str = "hold", merge: bool = False) -> Costs:
     """Seconds of each branch when these clips are made together, alike for branches of one kind and stream.
 
     On a CPU each call is timed. On a GPU, which works behind the program's back, waiting for it after each call would
     make small kernels look dear: there whole runs are timed, with and without each kind of branch.
     """
     clips = [clips] if isinstance(clips, Clip) else clips
-    return by_calls(pipe, clips) if pipe.device.type == "cpu" else by_difference(pipe, clips)
+    return by_calls(pipe, clips) if pipe.device.type == "cpu" else by_difference(pipe, clips, predictor, merge)
 
 
 class Clock(BroadcastRun):
@@ -135,30 +139,40 @@ def by_calls(pipe: Pipeline, clips: Sequence[Clip]) -> Costs:
     return Costs(branches, max(whole - sum(branches.values()), 0.0))
 
 
-def by_difference(pipe: Pipeline, clips: Sequence[Clip]) -> Costs:
-    """What a run saves where a kind and stream is computed at its first step only; the shortest of a few rounds."""
+def by_difference(pipe: Pipeline, clips: Sequence[Clip], predictor: str = "hold", merge: bool = False) -> Costs:
+    """What a run saves where a kind and stream is computed at its first steps only, as many as the predictor takes;
+    together as much as a run saves where all are. The shortest of a few rounds."""
     off = pipe.schedule("off", steps=min(_STEPS, pipe.spec.steps))
-    steps, computed = off.steps, tuple(range(off.steps))
+    first = HISTORY[predictor]
+    computed, reused = tuple(range(off.steps)), tuple(min(i, first - 1) for i in range(off.steps))
     kinds = list(dict.fromkeys((branch.kind, branch.stream) for branch in off.branches))
 
-    def without(kind: tuple[str, str]) -> ScheduleTable:
-        source = {b: (0,) * steps if (b.kind, b.stream) == kind else computed for b in off.branches}
-        return ScheduleTable("costs", off.timesteps, source)
+    def without(some: Sequence[tuple[str, str]]) -> ScheduleTable:
+        source = {b: reused if (b.kind, b.stream) in some else computed for b in off.branches}
+        groups = neighbours(source) if merge else ()
+        return ScheduleTable("costs", off.timesteps, source, groups=groups, predictor=predictor)
 
-    tables = [off, *map(without, kinds)]
+    tables = [off, *(without([kind]) for kind in kinds), without(kinds)]
     make_latents(pipe, clips, off, steps=min(_STEPS, pipe.spec.steps))
     best = [float("inf")] * len(tables)
     for _ in range(_ROUNDS):
         for number, table in enumerate(tables):
-            start = now(pipe.device)
-            make_latents(pipe, clips, table, steps=min(_STEPS, pipe.spec.steps))
-            best[number] = min(best[number], now(pipe.device) - start)
-    counts = {kind: sum((b.kind, b.stream) == kind for b in off.branches) * (steps - 1) for kind in kinds}
+            best[number] = min(best[number], seconds_of(pipe, clips, table, steps=min(_STEPS, pipe.spec.steps)))
     # Noise must not make a branch free: it would be thought to save nothing.
-    floor = 1e-4 * best[0] / (steps * len(off.branches))
-    each = {k: max((best[0] - t) / counts[k], floor) for k, t in zip(kinds, best[1:], strict=True)}
+    floor = 1e-4 * best[0] / len(off.branches)
+    saved = [max(best[0] - seconds, floor) for seconds in best[1:]]
+    scale = saved[-1] / sum(saved[:-1])
+    calls = {kind: sum((b.kind, b.stream) == kind for b in off.branches) * (off.steps - first) for kind in kinds}
+    each = {kind: scale * seconds / calls[kind] for kind, seconds in zip(kinds, saved, strict=False)}
     branches = {branch: each[branch.kind, branch.stream] for branch in off.branches}
-    return Costs(branches, max(best[0] / steps - sum(branches.values()), 0.0))
+    return Costs(branches, max(best[0] / off.steps - sum(branches.values()), 0.0))
+
+
+def seconds_of(pipe: Pipeline, clips: Sequence[Clip], table: ScheduleTable, steps: int | None = None) -> float:
+    """Of one run with these clips made together."""
+    start = now(pipe.device)
+    make_latents(pipe, clips, table, steps=steps)
+    return now(pipe.device) - start
 
 
 def now(device: torch.device) -> float:

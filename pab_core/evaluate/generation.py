@@ -44,14 +44,18 @@ def make_latents(
 
 
 def make_videos(
-    pipe: Pipeline, clips: Sequence[Clip], table: ScheduleTable, *, steps: int | None = None
+    pipe: Pipeline, clips: Sequence[Clip], table: ScheduleTable, *, steps: int | None = None, kept: str = "plain"
 ) -> tuple[list[Tensor | None], float]:
-    """Videos uint8 [T, H, W, 3] on the CPU, None where the latents are not all numbers; and the share reused."""
+    """Videos uint8 [T, H, W, 3] on the CPU, None where the latents are not all numbers; and the share reused.
+
+    kept: where updates wait, as in Pipeline.generate.
+    """
     count = 1 if table.decide is not None else len(clips)
     videos: list[Tensor | None] = []
     reused = 0.0
     for start in range(0, len(clips), count):
-        latents, run = make_latents(pipe, clips[start : start + count], table, steps=steps)
+        part, own = clips[start : start + count], pipe.new_run(table, kept)
+        latents, run = make_latents(pipe, part, table, steps=steps, run=own)
         reused += run.taken.reused_share() * len(latents) / len(clips)
         for one in latents.split(1):
             videos.append(pipe.decode(one) if bool(one.isfinite().all()) else None)

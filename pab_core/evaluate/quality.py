@@ -30,6 +30,7 @@ from .vmaf import Vmaf
 # videos uint8 [T, H, W, 3], their prompts -> for each a share, 0..1, of what the prompt asks for that is seen
 Judge = Callable[[Sequence[Tensor], Sequence[str]], list[float]]
 OnProgress = Callable[[int, int], None]
+_WIDE = 50  # distances that differ by more are drawn on a logarithmic scale
 Key = tuple[str, str, str, int]  # policy, digest of its table, prompt, seed
 
 
@@ -70,10 +71,10 @@ class QualityReport:
         """What was measured, and on which machine, in a line."""
         h = self.header
         machine = ", ".join(f"{name} {value}" for name, value in h["machine"].items())
-        timed = h.get("timed_clips", 1)
+        timed, kept = h.get("timed_clips", 1), f", updates kept as {h['kept']}" if "kept" in h else ""
         return (
             f"{h['model']}, {h['weights']} weights, {h['steps']} steps, {self.clips} clips"
-            f"{f', timed {timed} together' if timed > 1 else ''}; {machine}"
+            f"{f', timed {timed} together' if timed > 1 else ''}{kept}; {machine}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -117,6 +118,7 @@ def measure_quality(
     judge: Judge | None = None,
     vmaf: Vmaf | None = None,
     batch: int = 8,
+    kept: str = "plain",
     repeat: int = 3,
     timed_clips: int = 1,
     until: float | None = None,
@@ -127,6 +129,7 @@ def measure_quality(
     Args:
         path: of the results, JSON lines. Where it exists, it must be of the same model, clips and machine.
         batch: clips made together; it changes the results by rounding only.
+        kept: where updates wait, as in Pipeline.generate.
         timed_clips: made together where the time is measured, which is told for one clip.
         until: of time.monotonic(); from then on no more clips are made than the first batch, and the report is of
             those that all policies have made.
@@ -145,9 +148,10 @@ def measure_quality(
         "lpips": lpips is not None,
         **({"vmaf": True} if vmaf is not None else {}),
         **({"timed_clips": timed_clips} if timed_clips > 1 else {}),
+        **({"kept": kept} if kept != "plain" else {}),
     }
     file = ResultFile(path, header)
-    timing = _times(pipe, by_name, file, repeat, timed_clips)
+    timing = _times(pipe, by_name, file, repeat, timed_clips, kept)
     everyone = ["off", *(name for name in timing["seconds"] if name != "off")]
     chosen = {name: name for name in everyone} | by_name
     tables = {name: pipe.schedule(chosen[name]) for name in everyone}
@@ -166,7 +170,7 @@ def measure_quality(
                     return _report(made, header, timing, keys, clips[:finished])
                 if reference is None:
                     reference, _ = make_videos(pipe, part, tables["off"])
-                videos, reused = (reference, 0.0) if name == "off" else make_videos(pipe, part, tables[name])
+                videos, reused = (reference, 0.0) if name == "off" else make_videos(pipe, part, tables[name], kept=kept)
                 for line in _lines(keys[name], part, videos, reference, reused, lpips, vmaf, judge):
                     if _key(line) not in made:
                         file.add(line)
@@ -183,13 +187,18 @@ def _key(line: Mapping[str, Any]) -> Key:
 
 
 def _times(
-    pipe: Pipeline, by_name: Mapping[str, str | AnyPolicy], file: ResultFile, repeat: int, timed_clips: int
+    pipe: Pipeline,
+    by_name: Mapping[str, str | AnyPolicy],
+    file: ResultFile,
+    repeat: int,
+    timed_clips: int,
+    kept: str = "plain",
 ) -> dict[str, Any]:
     """Measured, or as they were before: seconds of off, of the policies and of the rivals of fewer steps."""
     named = {name: digest(pipe.schedule(policy)) for name, policy in by_name.items()}
     if (found := file.find(what="times", policies=named)) is not None:
         return found
-    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips)
+    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips, kept=kept)
     seconds = {row.policy: row.median / timed_clips for row in speed.rows}
 
     def calls(steps: int) -> int:
@@ -294,6 +303,9 @@ def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> No
         axes.errorbar(seconds, heights, [mean.error for mean in means], fmt=style, label=label)
         for row, mean in zip(rows, means, strict=True):
             axes.annotate(row.policy, (row.seconds, mean.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    means = [row.summary(metric).mean for row in shown]
+    if min(means, default=0) > 0 and max(means) > _WIDE * min(means):
+        axes.set_yscale("log")
     axes.set(xlabel="seconds of the denoise loop", ylabel=f"{metric.upper()} from the video without reuse")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -21,7 +21,7 @@ from ..broadcast.teacache import TeaCache, polynomial
 from ..errors import PabError
 from ..pipeline import Pipeline
 from .calibrate import TooLittleTime, Trial
-from .calibration import Aim, Search, calibrate, kept_costs
+from .calibration import Aim, Search, calibrate, kept_costs, share_of
 from .costs import Costs
 from .generation import Clip
 from .lpips import Lpips
@@ -158,7 +158,8 @@ def compare_rivals(
         save_schedule(found.schedule, folder / f"{found.name}.json")
     policies: list[str | AnyPolicy] = [*like, *(name for name in _OTHERS if name not in like)]
     policies += [found.schedule for found in best]
-    policies += teacaches(recording, coefficients, [1 - costs.share(pipe.schedule(policy)) for policy in like], costs)
+    savings = [1 - share_of(trial, costs, pipe.schedule(policy), first) for policy in like]
+    policies += teacaches(recording, coefficients, savings, costs)
     quality = measure_quality(
         pipe,
         policies,
@@ -190,14 +191,15 @@ def _search(
 ) -> Found:
     """Finished ones lie in files and are not searched again, whatever the time."""
     wanted = pipe.schedule(policy)
-    like_share, like_error = costs.share(wanted), trial.error_of(wanted)
+    like_share, like_error = share_of(trial, costs, wanted, search), trial.error_of(wanted)
     name = f"calibrated-{'e' if by == 'error' else ''}{policy.removeprefix('pab')}"
     path = folder / "searches" / f"{name}-{way.replace(' ', '-')}.json"
     if path.is_file():
         schedule = load_schedule(path)
         schedule.check_model(pipe.spec.family, pipe.spec.depth)
         table = pipe.schedule(schedule)
-        return Found(policy, by, way, costs.share(table), trial.error_of(table), like_share, like_error, schedule)
+        share = share_of(trial, costs, table, search)
+        return Found(policy, by, way, share, trial.error_of(table), like_share, like_error, schedule)
     aim = Aim(like=policy) if by == "time" else Aim(error_like=policy)
     made = calibrate(pipe, asked, folder, aim, search, name=name, until=until, on_progress=tell)
     if until is None or time.monotonic() < until:

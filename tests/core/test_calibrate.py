@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,18 @@ from pab_core.broadcast import ScheduleTable, find_policy, resolve
 from pab_core.broadcast.schedule_file import load_schedule, save_schedule, stretched
 from pab_core.broadcast.teacache import polynomial
 from pab_core.errors import PabError
-from pab_core.evaluate import calibrate
+from pab_core.evaluate import calibrate, calibration
 from pab_core.evaluate.calibrate import (
     Candidate,
     Trial,
     calibrated_file,
     digest,
+    first_prices,
     make_units,
     remove,
     shift,
 )
+from pab_core.evaluate.calibration import Search
 from pab_core.evaluate.costs import Costs, by_difference, find_costs, measure_costs
 from pab_core.evaluate.flops import count_call
 from pab_core.evaluate.generation import Clip, make_latents
@@ -36,6 +37,7 @@ from pab_core.evaluate.recording import (
     save_recording,
     stable_window,
 )
+from pab_core.evaluate.spread import computing
 from pab_core.models.layers import Branch
 from pab_core.models.registry import model_spec
 from pab_core.models.stdit3 import STDiT3Config, stdit3_branches
@@ -150,6 +152,12 @@ def test_costs_by_what_a_run_saves(pipe: Pipeline):
     assert costs.rest >= 0
 
 
+def test_costs_of_reuse_that_is_merged_and_predicted(pipe: Pipeline):
+    costs = by_difference(pipe, CLIPS, "linear", merge=True)
+    assert set(costs.branches) == set(pipe.schedule("off").branches)
+    assert min(costs.branches.values()) > 0
+
+
 def test_costs_of_the_released_model_for_one_of_its_kind(pipe: Pipeline):
     own, released = (find_costs(pipe, by, CLIPS) for by in ("flops", "open-sora"))
     call = count_call(model_spec("open-sora"), STDiT3Config(), 12)
@@ -177,13 +185,8 @@ class Additive:
         self.together = together
         self.asked = 0
 
-    beside = 1
-
     def knows(self, candidate: Candidate) -> bool:
         return False
-
-    def errors(self, candidates: Sequence[Candidate]) -> list[float]:
-        return [self.error(candidate) for candidate in candidates]
 
     def error(self, candidate: Candidate) -> float:
         self.asked += 1
@@ -233,6 +236,60 @@ def test_shifting_lowers_the_error_at_the_same_cost():
     found = shift(trial, costs, start, rounds=5)
     assert found.reused == {(0, 5)}
     assert costs.share(found) == costs.share(start)
+
+
+def test_few_removals_are_judged_before_the_search_begins():
+    class Smooth(Additive):
+        """Prices that are smooth in the step, and everything together cheaper than any unit."""
+
+        def error(self, candidate: Candidate) -> float:
+            self.asked += 1
+            units = len(self.units)
+            every = [[unit for unit in range(units) if (unit, step) in candidate.reused] for step in range(30)]
+            return (
+                sum(
+                    (1 + abs(step - 18)) * (1 if len(found) == units else sum(2 + unit for unit in found))
+                    for step, found in enumerate(every)
+                )
+                ** 0.5
+            )
+
+    trial: Any = Smooth(30)
+    costs = Costs(dict.fromkeys(stdit3_branches(1), 1.0), 4.0)
+    prices = first_prices(trial, costs, trial.units)
+    units = len(trial.units)
+    assert len(prices) == 29 * (units + 1)
+    assert trial.asked == 29 + units * 7  # everything at every step; each unit at steps 1, 6, 11, 16, 21, 26 and 29
+    for (unit, step), price in ((move[0], price) for move, price in prices.items() if len(move) == 1):
+        real = (1 + abs(step - 18)) * (2 + unit) * 300
+        assert 0.3 * real < price <= 1.001 * real
+    # None of the units is ever the best, so none is judged again.
+    found = remove(trial, costs, trial.units, share=0.8)
+    reused = {step for _, step in found.reused}
+    assert set(range(14, 23)) < reused < set(range(13, 24))
+    assert found.reused == {(unit, step) for unit in range(units) for step in reused}
+
+
+def test_a_schedule_is_searched_again_until_the_clock_agrees(pipe: Pipeline, tmp_path: Path, monkeypatch: Any):
+    trial = Trial(pipe, CLIPS, tmp_path / "a.jsonl")
+    units = make_units(pipe.spec.branches, 1, "model")
+    made = {count: computing(units, trial.off.steps, range(count)) for count in range(1, trial.off.steps + 1)}
+    # By the clock a step costs less than the costs say.
+    monkeypatch.setattr(calibration, "timed_share", lambda _, table: 0.2 + 0.8 * (1 - table.reused_share()))
+    asked: list[float] = []
+
+    def find(share: float) -> Candidate:
+        asked.append(share)
+        return made[int(share * trial.off.steps)]
+
+    best, took = calibration.at_time(trial, Search("model", predictor="linear"), made[6], 0.6, find)
+    assert took == pytest.approx(0.6)
+    assert best == made[5]
+    assert len(asked) <= 3
+    # Nothing fits: the fastest that was found.
+    best, took = calibration.at_time(trial, Search("model"), made[6], 0.1, lambda share: made[2])
+    assert best == made[2]
+    assert took == pytest.approx(0.36)
 
 
 def test_a_search_on_a_model_and_again_after_an_interruption(pipe: Pipeline, tmp_path: Path):

@@ -164,6 +164,7 @@ def test_another_model_takes_the_place_of_the_first(pool: WorkerPool, job: Any, 
     ],
 )
 def test_a_job_that_cannot_be_ends_alone(pool: WorkerPool, job: Any, alone: Any, settings: Any, said: str):
+    pool.submit(job()).result(60)  # that it runs
     before = pids(pool)
     with pytest.raises(PabError, match=said) as caught:
         pool.submit(job(**settings)).result(60)

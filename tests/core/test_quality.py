@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pab_core.broadcast.teacache import TeaCache
 from pab_core.errors import PabError
-from pab_core.evaluate import side_by_side
+from pab_core.evaluate import quality
 from pab_core.evaluate.costs import by_difference
 from pab_core.evaluate.generation import Clip, make_latents, make_videos
 from pab_core.evaluate.lpips import Lpips
@@ -114,13 +114,13 @@ def test_an_interrupted_measurement_goes_on(pipe: Pipeline, tmp_path: Path, monk
     path.write_text(before + '{"policy": "pab246", "pro', encoding="utf-8")  # cut off while it was written
 
     made: list[str] = []
-    real = side_by_side.make_videos
+    real = quality.make_videos
 
     def counted(pipe: Pipeline, clips: Any, table: Any, **more: Any) -> Any:
         made.append(table.policy)
         return real(pipe, clips, table, **more)
 
-    monkeypatch.setattr(side_by_side, "make_videos", counted)
+    monkeypatch.setattr(quality, "make_videos", counted)
     report = measured(pipe, path)
     assert path.read_text(encoding="utf-8").startswith(before)
     first = len(made)
@@ -138,7 +138,7 @@ def test_results_of_other_settings_are_not_mixed(pipe: Pipeline, tmp_path: Path)
 
 
 def test_latents_that_are_not_numbers_are_reported(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = side_by_side.make_videos
+    real = quality.make_videos
 
     def broken(pipe: Pipeline, clips: Any, table: Any, **more: Any) -> tuple[list[Tensor | None], float]:
         videos, reused = real(pipe, clips, table, **more)
@@ -146,7 +146,7 @@ def test_latents_that_are_not_numbers_are_reported(pipe: Pipeline, tmp_path: Pat
             videos[0] = None
         return videos, reused
 
-    monkeypatch.setattr(side_by_side, "make_videos", broken)
+    monkeypatch.setattr(quality, "make_videos", broken)
     report = measured(pipe, tmp_path / "a.jsonl")
     row = report.row("pab246")
     assert math.isnan(row.summary("psnr").mean)

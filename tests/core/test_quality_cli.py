@@ -70,6 +70,17 @@ def test_quality_with_vmaf_and_more_clips_timed_together(folder: Path, tmp_path:
     assert report["header"]["timed_clips"] == 2
 
 
+def test_updates_kept_in_eight_bits(folder: Path, tmp_path: Path):
+    given = ("quality", "--model", folder, "-p", "pab246", *FAST)
+    plain, fp8 = (told(*given, "-o", tmp_path / kept, "--kept", kept) for kept in ("plain", "fp8"))
+    values = [report["policies"][1]["psnr"]["mean"] for report in (plain, fp8)]
+    assert values[0] != values[1]
+    assert values[1] == pytest.approx(values[0], abs=1)
+    assert fp8["header"]["kept"] == "fp8"
+    assert "updates kept as fp8" in (tmp_path / "fp8" / "quality.md").read_text(encoding="utf-8")
+    assert "no storage named 'disk'" in refused(*given, "-o", tmp_path / "a", "--kept", "disk")
+
+
 def test_a_killed_measurement_goes_on(folder: Path, tmp_path: Path):
     out = tmp_path / "a"
     more = ["-p", "pab246", "-p", "pab444", "-o", str(out), *FAST, "--clips", "8", "--batch", "1"]

@@ -13,6 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from pab_core.broadcast import calibrated
 from pab_core.cli_scaling import scaling
 from pab_core.errors import PabError
 from pab_core.evaluate import scaling as measuring
@@ -89,7 +90,14 @@ def test_a_run_that_decides_itself_is_run_whole():
 # what is measured
 
 
-def test_the_most_telling_cells_come_first():
+def without_calibrated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package came without schedules; those in `folder` are found."""
+    monkeypatch.setenv("PAB_SCHEDULES", str(folder))
+    monkeypatch.setattr(calibrated, "PACKAGED", folder / "none")
+
+
+def test_the_most_telling_cells_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    without_calibrated(tmp_path, monkeypatch)
     plan = plan_cells(WORKLOADS, (), METHODS, (1, 2, 4, 8))
     first = "open-sora-480p-2s"
     assert plan.cells[:2] == (Cell(first, "off", "none", 1), Cell(first, "pab246", "none", 1))
@@ -104,7 +112,7 @@ def test_the_most_telling_cells_come_first():
 
 
 def test_calibrated_schedules_are_measured_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path))
+    without_calibrated(tmp_path, monkeypatch)
     absent = plan_cells(WORKLOADS, (), ("dsp",), (1, 2))
     assert {cell.policy for cell in absent.cells} == {"off", "pab246", "pab236"}
     assert len([note for note in absent.notes if "calibrated is left out" in note]) == 5
