@@ -1,14 +1,25 @@
 """Pyramid Attention Broadcast: the policy for the sampler"""
 
 from pab_core.broadcast import policy_names
-from pab_core.models.registry import MODELS
+from pab_core.broadcast.calibrated import PACKAGED, calibrated_names, own_path
+from pab_core.models.registry import MODELS, ModelSpec
 
 from . import host
 from .host import io
 from .types import BroadcastSettings, PolicyType, kept_input
 
-# Of all families; one that a model does not know is refused when it runs, in words.
-POLICIES = list(dict.fromkeys(name for model in MODELS.values() for name in policy_names(model.family, model.depth)))
+
+def _packaged(model: ModelSpec) -> list[str]:
+    """What was calibrated for a model and comes with the package."""
+    family, depth = model.family, model.depth
+    names = {name: name.removeprefix("calibrated").lstrip("-") for name in calibrated_names(family, depth)}
+    return [name for name, end in names.items() if (PACKAGED / own_path(family, depth, end).name).is_file()]
+
+
+# Of all families; one that a model does not know is refused when it runs, in words. A user's own schedules are not
+# among them: what can be chosen is the same on every machine.
+POLICIES = [name for model in MODELS.values() for name in policy_names(model.family)]
+POLICIES = list(dict.fromkeys([*POLICIES, *sorted(name for model in MODELS.values() for name in _packaged(model))]))
 WINDOW_TOOLTIP = (
     "as a fraction of the run; 0: as the policy has it. Early steps shape the video: reuse there costs most."
 )
@@ -55,7 +66,8 @@ class PyramidAttentionBroadcast(io.ComfyNode):
                     options=POLICIES,
                     default="pab246",
                     tooltip="The digits are the ranges of spatial, temporal and cross attention. pab246 keeps nearly "
-                    "all quality, pab579 is the fastest, off computes everything; for Latte pab236 to pab469. The "
+                    "all quality, pab579 is the fastest, off computes everything; for Latte pab236 to pab469. "
+                    "calibrated was chosen by trials, for models that it comes with; leave the sliders at 0. The "
                     "others are methods to compare with: steps20 plainly makes fewer steps.",
                 ),
                 range_slider("spatial", "Spatial attention (inside a frame, changes most)"),
@@ -74,6 +86,11 @@ class PyramidAttentionBroadcast(io.ComfyNode):
             ],
             outputs=[PolicyType.Output(display_name="policy", tooltip="For Video Sampler (PAB).")],
         )
+
+    @classmethod
+    def validate_inputs(cls, policy: str) -> bool:
+        """A workflow may name any policy, such as one that was calibrated on its machine: `execute` checks it."""
+        return True
 
     @classmethod
     def execute(

@@ -48,7 +48,7 @@ class CalibratePolicy(io.ComfyNode):
                     "method",
                     METHODS,
                     tooltip="window: the ranges below, in the part of the run where attention changes least; one run a "
-                    "prompt. search: finds the steps of each kind itself, for the saving below; hundreds of runs.",
+                    "prompt. search: finds the steps to compute itself, for the saving below; some fifty runs a prompt.",
                 ),
                 io.Combo.Input(
                     "ranges", options=RANGES, default="pab246", tooltip="For the method window: the ranges to use."
@@ -121,23 +121,23 @@ class CalibratePolicy(io.ComfyNode):
 
 def search(model: LoadedModel, clips: list[Any], saving: float, path: Path) -> Any:
     """The schedule that saves that share of the arithmetic at the least error, as a file's content."""
-    from pab_core.evaluate.calibrate import Trial, calibrated_file, make_units, remove
+    from pab_core.evaluate.calibrate import Trial, calibrated_file, make_units
     from pab_core.evaluate.costs import find_costs
+    from pab_core.evaluate.spread import spread
 
     bar = host.count_progress()
     pipe = watched(model, None)
-    trial = Trial(pipe, clips, path, batch=1)
-    units = make_units(trial.off.branches, 1)
-    moves = (trial.off.steps - 1) * (len(units) + 1)
-    # First every move is judged once, which is half of the bar, then the cheapest are made.
-    trial.on_judged = lambda known: bar(min(100 * known // moves, 100), 200)
+    trial = Trial(pipe, clips, path, batch=1, predictor="linear")
+    units = make_units(trial.off.branches, 1, "model")
+    # First every step is reused once alone, which is half of the bar, then the computed ones are placed and moved.
+    trial.on_judged = lambda known: bar(min(100 * known // (trial.off.steps - 1), 100), 200)
 
     def on_progress(left: float, _: float) -> None:
         bar(100 + min(int(100 * (1 - left) / saving), 100), 200)
 
-    best = remove(trial, find_costs(pipe, "flops", clips), units, share=1 - saving, on_progress=on_progress)
+    best = spread(trial, find_costs(pipe, "flops", clips), units, share=1 - saving, on_progress=on_progress)
     note = f"searched on {len(clips)} clips for {saving:.0%} less arithmetic"
-    return calibrated_file(pipe, best, f"calibrated-{round(100 * saving)}", note)
+    return calibrated_file(pipe, best, f"calibrated-{round(100 * saving)}", note, predictor="linear", merge=True)
 
 
 def watched(model: LoadedModel, total: int | None) -> Pipeline:

@@ -36,7 +36,7 @@ class OtherPolicy(io.ComfyNode):
                     "name",
                     default="",
                     tooltip="In place of the choice above, any policy by its full name: steps15, teacache0.15, "
-                    "scores357, pab2-4-12.",
+                    "scores357, pab2-4-12, calibrated-mine.",
                 ),
                 kept_input(),
             ],

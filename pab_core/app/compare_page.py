@@ -14,14 +14,13 @@ from .create_page import CreatePage
 from .following import JobOfBrowser
 from .history import Entry
 from .jobs import View
-from .labels import Labels, choices
-from .offering import title_of
+from .labels import Labels
+from .offering import level_choices, title_of
 from .request import FieldErrors
 from .service import Studio
 from .stage import empty_stage, message, refusal, show_progress, table_of
 from .texts import text, wrong
 
-_LEVELS = ("off", "quality", "balanced", "fast")
 _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
 
 
@@ -33,19 +32,22 @@ class ComparePage:
         self.language = language
         self.create = create
         self.job = JobOfBrowser(studio, job, self._show)
+        left, right = self._sides(next(iter(studio.offered)), "en")
         with gr.Column(elem_id="pab-compare"):
             labels(gr.HTML, words={"value": lambda language: message(text("compare_intro", language), "note")})
             self.what = gr.HTML(elem_id="pab-what")
             with gr.Row(equal_height=True):
                 self.left = labels(
                     gr.Radio,
-                    words={"label": "left_side", "choices": choices(*_LEVELS)},
+                    words={"label": "left_side"},
+                    choices=left,
                     value="off",
                     elem_id="pab-left",
                 )
                 self.right = labels(
                     gr.Radio,
-                    words={"label": "right_side", "choices": choices("as_create", *_LEVELS[1:])},
+                    words={"label": "right_side"},
+                    choices=right,
                     value="as_create",
                     elem_id="pab-right",
                 )
@@ -57,11 +59,13 @@ class ComparePage:
                     gr.Button, words={"value": "cancel"}, interactive=False, elem_id="pab-cancel-compare", scale=1
                 )
             self.result = gr.HTML(empty_stage("en", "empty_compare"), elem_id="pab-compared")
+        self.offered = [create.model, language, self.left, self.right]
         self.resumed = [self.result, self.go, self.stop_button]
 
     def connect(self, tab: gr.Tab) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         tab.select(self.tell, self.create.inputs, self.what, **quiet)
+        tab.select(self.offer, self.offered, [self.left, self.right], **quiet)
         self.go.click(
             self._run,
             [self.left, self.right, *self.create.inputs],
@@ -70,6 +74,20 @@ class ComparePage:
             **quiet,
         )
         self.stop_button.click(self.job.cancel, [self.job.id], [self.stop_button], **quiet)
+
+    def _sides(self, model: str, language: str) -> list[list[tuple[str, str]]]:
+        """The choices at the left and at the right."""
+        levels = level_choices(self.studio.offered[model], language)
+        return [levels, [(text("as_create", language), "as_create"), *levels[1:]]]
+
+    def offer(self, model: str, language: str, *chosen: str) -> list[Any]:
+        """Both sides with the policies of the model in Create; what it does not have is chosen no longer."""
+        changed = []
+        for side, name in zip(self._sides(model, language), chosen, strict=True):
+            # What stays chosen is not sent: somebody may choose another before this arrives.
+            gone: dict[str, Any] = {} if name in [known for _, known in side] else {"value": side[0][1]}
+            changed.append(gr.update(choices=side, **gone))
+        return changed
 
     def tell(self, *values: Any) -> str:
         """What is filled in in Create, or what is wrong there."""

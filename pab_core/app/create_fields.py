@@ -7,16 +7,15 @@ import gradio as gr
 from ..frame_input import PICTURES
 from ..models.registry import ModelSpec
 from .ideas import is_demo
-from .labels import Labels, choices
+from .labels import Labels
 from .models import Offered
-from .offering import length_choices, model_choices, size_choices, takes_pictures
+from .offering import length_choices, level_choices, model_choices, size_choices, takes_pictures
 from .request import RANGES, preset_values
 from .service import Studio
 from .stage import empty_stage, message
 from .texts import text
 
 FIELDS = ("prompt", "negative", "model", "size", "frames", "steps", "guidance", "seed", "policy", "picture")
-LEVELS = ("off", "quality", "balanced", "fast", "custom")
 VALUES = ("prompt", "negative", "model", "size", "frames", "steps", "guidance", "seed", "policy", "base")
 SLIDERS = (*RANGES, "mlp", "start", "stop")
 
@@ -40,7 +39,7 @@ class CreateFields:
                 self.stage = gr.HTML(empty_stage("en"), elem_id="pab-stage")
                 self.schedule = gr.HTML(elem_id="pab-schedule")
             with gr.Column(elem_classes="pab-tune"):
-                self._tune(labels, first.spec)
+                self._tune(labels, first)
             with gr.Column(elem_classes="pab-more"):
                 self._more(labels, first.spec)
         fields = [getattr(self, name) for name in (*VALUES, *SLIDERS)]
@@ -85,11 +84,16 @@ class CreateFields:
                 gr.Button, words={"value": "cancel"}, interactive=False, elem_id="pab-cancel", scale=1
             )
 
-    def _tune(self, labels: Labels, spec: ModelSpec) -> None:
-        values = preset_values("quality", spec)
+    def levels(self, model: str, language: str) -> list[tuple[str, str]]:
+        """The choices of a policy: not among `labels`, since they change with the model, too."""
+        return [*level_choices(self.studio.offered[model], language), (text("custom", language), "custom")]
+
+    def _tune(self, labels: Labels, first: Offered) -> None:
+        values = preset_values("quality", first.spec)
         self.policy = labels(
             gr.Radio,
-            words={"label": "policy", "info": "policy_info", "choices": choices(*LEVELS)},
+            words={"label": "policy", "info": "policy_info"},
+            choices=self.levels(first.name, "en"),
             value="quality",
             elem_id="pab-policy",
         )

@@ -49,7 +49,7 @@ class CreatePage(CreateFields):
         gr.on([slider.input for slider in sliders], lambda: "custom", None, self.policy, **quiet)
         self.model.input(
             self._choose_model,
-            [self.model],
+            [self.model, self.language],
             [
                 self.size,
                 self.frames,
@@ -141,7 +141,10 @@ class CreatePage(CreateFields):
         values = preset_values(level, self.studio.offered[model].spec)
         return [level, *(values[name] for name in SLIDERS)]
 
-    def _choose_model(self, model: str) -> list[Any]:
+    def name_levels(self, model: str, language: str) -> Any:
+        return gr.update(choices=self.levels(model, language))
+
+    def _choose_model(self, model: str, language: str) -> list[Any]:
         offered = self.studio.offered[model]
         spec = offered.spec
         values = preset_values("quality", spec)
@@ -153,7 +156,7 @@ class CreatePage(CreateFields):
             gr.update(visible=isinstance(offered.sampler, NoiseSampler)),
             gr.update(visible=is_demo(spec)),
             gr.update(visible=takes_pictures(spec)),
-            "quality",
+            gr.update(choices=self.levels(model, language), value="quality"),
             "quality",
             *(values[name] for name in SLIDERS),
         ]

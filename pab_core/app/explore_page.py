@@ -13,12 +13,13 @@ from ..broadcast.picture_svg import draw_schedule_svg
 from ..errors import PabError
 from ..settings import schedule_for
 from .following import JobOfBrowser
+from .illustration import about_calibrated
 from .jobs import View
 from .labels import Labels
 from .measured import show_measured
 from .measuring import CLIPS, POLICIES
 from .models import Offered
-from .offering import model_choices
+from .offering import calibrated_levels, model_choices
 from .request import LEVELS
 from .service import Studio
 from .stage import message, show_bar, table_of
@@ -110,15 +111,16 @@ class ExplorePage:
 
     def _policies(self, offered: Offered, language: str) -> str:
         spec, cards = offered.spec, []
-        levels = dict(zip(preset_names(spec.family)[1:], LEVELS, strict=False))
-        for name, level in levels.items():
+        published = zip(LEVELS, preset_names(spec.family)[1:], strict=False)
+        for level, name in [*calibrated_levels(offered).items(), *published]:
             policy = find_policy(name, spec.family, spec.depth)
             table = schedule_for(spec, policy, offered.sampler)
             picture = draw_schedule_svg(table, policy, texts=schedule_texts(language))
             words = text("saving", language, share=f"{self.studio.table_saving(offered, table):.0%}")
             cards.append(
                 f'<section class="pab-card"><h3>{escape(text(level, language))} <code>{escape(name)}</code></h3>'
-                f'{picture}<p class="pab-saving"><strong>{escape(words)}</strong></p></section>'
+                f'{picture}<p class="pab-saving"><strong>{escape(words)}</strong></p>'
+                f"{about_calibrated(policy, language, 'calibrated_note')}</section>"
             )
         cards.append(
             f'<section class="pab-card pab-reading"><h3>{escape(text("reading", language))}</h3>'

@@ -26,8 +26,9 @@ _PAGE = 24  # videos that are shown at first, and with each "more"
 class HistoryPage:
     """Lays the page out inside the open gr.Blocks."""
 
-    def __init__(self, studio: Studio, labels: Labels, language: gr.State):
+    def __init__(self, studio: Studio, labels: Labels, language: gr.State, create: CreateFields):
         self.studio = studio
+        self.create = create
         self.language = language
         self.shown = gr.State([])  # ids as they stand in the gallery
         self.chosen = gr.State("")
@@ -68,7 +69,7 @@ class HistoryPage:
             )
             self.more = labels(gr.Button, words={"value": "show_more"}, size="sm", visible=False)
 
-    def connect(self, tab: gr.Tab, tabs: gr.Tabs, create: CreateFields) -> None:
+    def connect(self, tab: gr.Tab, tabs: gr.Tabs) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         listing = [self.gallery, self.shown, self.more, self.note]
         tab.select(self._list, [self.limit, self.language], listing, **quiet)
@@ -85,8 +86,9 @@ class HistoryPage:
         self.sure.click(
             self._delete, [self.chosen, self.limit, self.language], [*listing, self.details, self.confirm], **quiet
         )
-        fields = [getattr(create, name) for name in (*VALUES, *SLIDERS)]
-        self.use.click(self._use, [self.chosen, self.language], [*fields, create.pictures, create.shown, tabs], **quiet)
+        fields = [getattr(self.create, name) for name in (*VALUES, *SLIDERS)]
+        filled = [*fields, self.create.pictures, self.create.shown, tabs]
+        self.use.click(self._use, [self.chosen, self.language], filled, **quiet)
 
     def _list(self, limit: int, language: str, request: gr.Request) -> list[Any]:
         owner, _ = owner_of(request)
@@ -152,13 +154,17 @@ class HistoryPage:
         if offered is None:
             raise gr.Error(f"The model '{wish.model}' is not here any more.")
         spec = offered.spec
-        values = preset_values(wish.policy, spec)
+        levels = self.create.levels(wish.model, language)
+        try:
+            values = preset_values(wish.policy, spec)
+        except PabError as error:  # a schedule that was calibrated here once
+            raise gr.Error(str(error)) from None
         own = {name: getattr(wish, name) for name in ("spatial", "temporal", "cross", "mlp")}
         values |= {name: value for name, value in own.items() if value is not None}
         if wish.window:
             values["start"], values["stop"] = (float(part) for part in wish.window.split(":"))
         changed = bool(wish.window) or any(value is not None for value in own.values())
-        known = wish.policy in ("off", "quality", "balanced", "fast")
+        known = wish.policy in [name for _, name in levels]
         pictures = tuple(name if self._has(name) else "" for name in (wish.picture, wish.last_picture))
         found = [
             wish.prompt,
@@ -169,7 +175,7 @@ class HistoryPage:
             spec.steps if wish.steps is None else wish.steps,
             spec.guidance if wish.guidance is None else wish.guidance,
             wish.seed,
-            "custom" if changed or not known else wish.policy,
+            gr.update(choices=levels, value="custom" if changed or not known else wish.policy),
             wish.policy,
             *(values[name] for name in SLIDERS),
         ]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from html import escape
 
 from PIL import Image
 
+from ..broadcast import AnyPolicy
 from ..broadcast.picture_svg import draw_schedule_svg
+from ..broadcast.schedule_file import ScheduleFile
 from .request import Clip
 from .service import Studio
 from .texts import schedule_texts, text
@@ -19,7 +22,17 @@ def show_schedule(studio: Studio, clip: Clip, language: str) -> str:
     saving = studio.saving(clip)
     words = text("saving", language, share=f"{saving:.0%}") if saving else text("no_saving", language)
     note = f"<small>{text('counted', language)}</small>" if saving else ""
-    return f'<div class="pab-card">{picture}<p class="pab-saving"><strong>{words}</strong>{note}</p></div>'
+    about = about_calibrated(clip.policy, language, "calibrated_note", "calibrated_sliders")
+    return f'<div class="pab-card">{picture}<p class="pab-saving"><strong>{words}</strong>{note}</p>{about}</div>'
+
+
+def about_calibrated(policy: AnyPolicy, language: str, *keys: str) -> str:
+    """What a calibrated schedule is, in the words of `keys`, and what who made it noted; nothing for other policies."""
+    if not isinstance(policy, ScheduleFile):
+        return ""
+    words = ("" if language == "zh" else " ").join(escape(text(key, language)) for key in keys)
+    note = f'<small lang="en">{escape(policy.note)}</small>' if policy.note else ""
+    return f'<p class="pab-calibrated">{words}{note}</p>'
 
 
 def show_pictures(studio: Studio, names: tuple[str, str], language: str) -> str:

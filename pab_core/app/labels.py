@@ -36,8 +36,3 @@ class Labels:
 
 def _properties(words: Properties, language: str) -> dict[str, Any]:
     return {name: text(key, language) if isinstance(key, str) else key(language) for name, key in words.items()}
-
-
-def choices(*keys: str) -> Callable[[str], list[tuple[str, str]]]:
-    """Choices of a radio: (words, key)."""
-    return lambda language: [(text(key, language), key) for key in keys]

@@ -1,16 +1,19 @@
-"""What the fields of a model offer: its title, its sizes and lengths."""
+"""What the fields of a model offer: its title, its sizes and lengths, its policies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..broadcast.calibrated import calibrated_names
 from ..conditioning import check_takes_frames
 from ..errors import PabError
 from ..models.registry import ModelSpec
+from ..settings import schedule_for
 from ..sizes import DURATIONS, RESOLUTIONS, is_named_size, size_of
 from .models import Offered
-from .texts import model_title
+from .request import LEVELS
+from .texts import model_title, text
 
 _RATIOS = ("16:9", "1:1", "9:16")
 
@@ -39,6 +42,30 @@ def length_choices(spec: ModelSpec) -> dict[str, Any]:
     own = str(spec.num_frames)
     more = list(DURATIONS) if spec.family == "stdit3" and is_named_size(spec.height, spec.width) else []
     return {"choices": [own, *more], "value": own}
+
+
+def level_choices(offered: Offered, language: str) -> list[tuple[str, str]]:
+    """Choices of a policy: (words, name)."""
+    levels = {level: level for level in ("off", *LEVELS)} | calibrated_levels(offered)
+    return [(text(key, language), name) for key, name in levels.items()]
+
+
+def calibrated_levels(offered: Offered) -> dict[str, str]:
+    """Of what was calibrated for a model: key of the words -> policy. {}, or one, or with it the one that saves most.
+
+    The one is `calibrated`, or what saves least where none has that name.
+    """
+    spec, shares = offered.spec, dict[str, float]()
+    for name in calibrated_names(spec.family, spec.depth):
+        try:
+            shares[name] = schedule_for(spec, name, offered.sampler).reused_share()
+        except PabError:
+            continue  # a broken file must not take the others away
+    if not shares:
+        return {}
+    first = "calibrated" if "calibrated" in shares else min(shares, key=shares.__getitem__)
+    most = max(shares, key=shares.__getitem__)
+    return {"calibrated": first} | ({"calibrated_fast": most} if shares[most] > shares[first] else {})
 
 
 def takes_pictures(spec: ModelSpec) -> bool:

@@ -111,9 +111,14 @@ def preset_values(level: str, spec: ModelSpec) -> dict[str, Any]:
 
 
 def with_sliders(request: ClipRequest, spec: ModelSpec, values: Mapping[str, Any]) -> ClipRequest:
-    """The request with what the sliders add to its policy; one that stands where the policy has it adds nothing."""
+    """The request with what the sliders add to its policy; one that stands where the policy has it adds nothing.
+
+    A policy without ranges has nothing that one could be added to: "off" takes its place, which the sliders show of it.
+    """
     name = request.policy
     usual = preset_values(name, spec)
+    if values != usual and not isinstance(find_policy(policy_name(name, spec.family), spec.family, spec.depth), Policy):
+        name = "off"
     own = {kind: None if values[kind] == usual[kind] else values[kind] for kind in RANGES}
     moved = (values["start"], values["stop"]) != (usual["start"], usual["stop"])
     return replace(

@@ -50,11 +50,11 @@ def build_page(studio: Studio) -> gr.Blocks:
             with labels(gr.Tab, words={"label": "explore"}, id=2) as explore_tab:
                 explore = ExplorePage(studio, labels, language, measured)
             with labels(gr.Tab, words={"label": "history"}, id=3) as history_tab:
-                history = HistoryPage(studio, labels, language)
+                history = HistoryPage(studio, labels, language, create)
         create.connect()
         compare.connect(compare_tab)
         explore.connect(explore_tab, (create_tab, compare_tab, history_tab))
-        history.connect(history_tab, tabs, create)
+        history.connect(history_tab, tabs)
         _connect_language(page, labels, switch, language, create, compare, explore)
     page.queue(default_concurrency_limit=4, api_open=False)
     return page
@@ -88,7 +88,10 @@ def _connect_language(
 
     spoken = switch.input(speak, switch, [language, *labels.controls], **quiet)
     greeted = page.load(greet, None, [switch, language, *labels.controls], **quiet)
+    sides = [compare.left, compare.right]
     for first in (spoken, greeted):
+        first.then(create.name_levels, [create.model, language], create.policy, **quiet)
+        first.then(compare.offer, compare.offered, sides, **quiet)
         first.then(create.look, create.inputs, errors, **quiet)
         # For screen readers, which pronounce the page by it.
         first.then(None, switch, None, js="(spoken) => { document.documentElement.lang = spoken; }")

@@ -64,6 +64,16 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "quality": ("Quality", "质量"),
     "balanced": ("Balanced", "均衡"),
     "fast": ("Fast", "快速"),
+    "calibrated": ("Calibrated", "校准"),
+    "calibrated_fast": ("Calibrated, fast", "校准（快速）"),
+    "calibrated_note": (
+        "Chosen by trials, not by ranges: computed where that counts most, predicted or reused in between.",
+        "由试验选出，不按固定范围：在最关键处计算，其间预测或复用。",
+    ),
+    "calibrated_sliders": (
+        "Moving a slider begins a schedule of your own, from Off.",
+        "移动滑块则从“关闭”开始自定义。",
+    ),
     "custom": ("Custom", "自定义"),
     "spatial": ("Spatial", "空间"),
     "temporal": ("Temporal", "时间"),
@@ -187,8 +197,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "measure_here": ("Measure on this machine", "在本机测量"),
     "measure_note": (
-        "Makes {clips} prompts with every policy and with fewer steps: about as long as {videos} videos.",
-        "用每种策略及更少步数生成 {clips} 个提示词的视频：约需生成 {videos} 个视频的时间。",
+        "Makes {clips} prompts with each published policy and with fewer steps: about as long as {videos} videos.",
+        "用每种已发表的策略及更少步数生成 {clips} 个提示词的视频：约需生成 {videos} 个视频的时间。",
     ),
     "more_exactly": ("More exactly, on more clips", "用更多视频更精确地测量"),
     "measure_cancelled": ("Cancelled. The chart is as it was.", "已取消，图表保持不变。"),

@@ -41,7 +41,7 @@ def test_generate_shows_progress_a_preview_and_a_playing_video(page: Page):
 def test_the_schedule_follows_levels_and_sliders(page: Page):
     assert (cells(page, "spatial"), cells(page, "cross")) == (9, 14)
     saving = page.locator(".pab-saving strong").inner_text()
-    page.locator("#pab-policy").get_by_text("Fast").click()
+    page.locator("#pab-policy").get_by_text("Fast", exact=True).click()
     wait_until(lambda: cells(page, "spatial") == 13)
     assert page.locator(".pab-saving strong").inner_text() != saving
     slider = page.locator("#pab-spatial input[type=range]")
@@ -59,6 +59,38 @@ def test_the_schedule_follows_levels_and_sliders(page: Page):
     wait_until(lambda: cells(page, "spatial") == 9)
     page.locator("#pab-policy").get_by_text("Off").click()
     wait_until(lambda: "Everything is computed" in page.locator(".pab-saving").inner_text())
+
+
+def test_what_was_calibrated_is_chosen_and_a_slider_leaves_it(page: Page):
+    policy = page.locator("#pab-policy")
+    policy.get_by_text("Calibrated", exact=True).click()
+    expect(page.locator("#pab-schedule")).to_contain_text("Moving a slider begins a schedule of your own, from Off.")
+    wait_until(lambda: cells(page, "spatial") == cells(page, "mlp") > 0)
+    gentle = cells(page, "spatial")
+    policy.get_by_text("Calibrated, fast").click()
+    wait_until(lambda: cells(page, "spatial") > gentle)
+    page.get_by_text("中文").click()
+    expect(policy.get_by_text("校准（快速）")).to_be_visible()
+    expect(policy.locator("input:checked")).to_have_value(re.compile("^calibrated-"))
+    page.get_by_role("tab", name="对比").click()
+    page.locator("#pab-right").get_by_text("校准（快速）").click()
+    page.get_by_role("tab", name="创作").click()
+    page.get_by_text("English").click()
+    page.locator("#pab-spatial input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    wait_until(lambda: (cells(page, "spatial"), cells(page, "cross")) == (9, 0))
+    expect(policy.locator("input:checked")).to_have_value("custom")
+    expect(page.get_by_role("alert")).to_have_count(0)
+    page.locator("#pab-model input").click()
+    page.get_by_role("option", name="The demo model of Latte's kind").click()
+    expect(policy.locator("input:checked")).to_have_value("quality")
+    expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
+    page.wait_for_timeout(1000)  # as a hand would: the fields are still being filled in for the new model
+    policy.get_by_text("Calibrated", exact=True).click()
+    expect(page.locator("#pab-schedule")).to_contain_text("Chosen by trials")
+    expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#pab-right input:checked")).to_have_value(re.compile("^calibrated-"))
 
 
 def test_an_idea_fills_in_what_the_model_can_make(page: Page):

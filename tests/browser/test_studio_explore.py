@@ -18,12 +18,15 @@ def test_compare_plays_both_in_step_and_is_found_again(page: Page, studio: Runni
     expect(page.locator("#pab-what")).to_contain_text("Steps: The number of steps must be a whole number")
     page.get_by_role("tab", name="Create").click()
     page.locator("#pab-steps input").fill("10")
+    page.locator("#pab-policy").get_by_text("Calibrated, fast").click()
+    expect(page.locator("#pab-schedule")).to_contain_text("Chosen by trials")
     page.get_by_role("tab", name="Compare").click()
     expect(page.locator("#pab-what")).to_contain_text(PROMPT)
     expect(page.locator("#pab-what")).to_contain_text("192x128, 34 frames, 10 steps, seed 3")
     page.get_by_role("button", name="Make both").click()
     expect(page.locator(".pab-pair video")).to_have_count(2)
     expect(page.locator("#pab-compared table")).to_contain_text("SSIM")
+    expect(page.locator(".pab-pair figcaption")).to_have_text(["off", re.compile("^calibrated-")])
     videos = "[...document.querySelectorAll('.pab-pair video')]"
     wait_until(lambda: page.evaluate(f"{videos}.every(v => v.readyState >= 2)"))
     page.get_by_role("button", name="Play").click()
@@ -48,7 +51,9 @@ def test_compare_plays_both_in_step_and_is_found_again(page: Page, studio: Runni
 def test_explore_shows_policies_measurements_and_devices(page: Page, studio: RunningStudio):
     page.get_by_role("tab", name="Explore").click()
     explore = page.locator("#pab-explore")
-    expect(explore.locator("svg.pab-schedule")).to_have_count(3)
+    expect(explore.locator("svg.pab-schedule")).to_have_count(5)
+    expect(explore.locator("h3").first).to_contain_text("Calibrated calibrated")
+    expect(explore.locator(".pab-calibrated")).to_have_count(2)
     # Nothing was measured here yet: what comes with the package is shown, and where it was measured.
     expect(explore.locator("svg.pab-chart")).to_have_count(2)
     expect(explore).to_contain_text("recorded elsewhere: 16 clips on one NVIDIA H200")

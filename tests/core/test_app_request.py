@@ -108,6 +108,24 @@ def test_sliders_change_what_they_name(offered: dict[str, Offered]):
     assert (policy.window.start, policy.window.stop, policy.mlp_spatial) == (0.3, 0.5, ())
 
 
+def test_a_calibrated_policy_has_no_ranges_and_a_slider_that_is_moved_begins_from_off(offered: dict[str, Offered]):
+    spec = MODELS["demo"]
+    request = ClipRequest(prompt=PROMPT, policy="calibrated")
+    values = preset_values("calibrated", spec)
+    assert values == preset_values("off", spec)  # which is what moving one begins from
+    assert with_sliders(request, spec, values) == request
+    clip = check(offered, **request.to_json())
+    assert clip.policy == find_policy("calibrated", spec.family, spec.depth)
+    assert clip.table.reused_share() > 0.2
+    moved = with_sliders(request, spec, values | {"cross": 4})
+    assert moved == replace(request, policy="off", cross=4)
+    assert check(offered, **moved.to_json()).table.reused_share() > 0
+    with pytest.raises(FieldErrors, match="no ranges or window to change"):
+        check(offered, policy="calibrated", cross=4)  # as a program may ask
+    with pytest.raises(FieldErrors, match="No schedule has been calibrated for a latte model"):
+        check(offered, model="latte", policy="calibrated")
+
+
 def test_defaults_are_the_models_and_a_seed_is_drawn(offered: dict[str, Offered]):
     clips = [check(offered) for _ in range(2)]
     assert clips[0].seed != clips[1].seed

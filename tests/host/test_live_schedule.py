@@ -46,6 +46,9 @@ def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
     _, latte = ask(server, {"model": "demo-latte", "policy": "pab235"})
     assert latte["curves"].count("<polyline") == len(latte["reused"])
     assert "as it comes with the model: 16 clips on one NVIDIA H200" in latte["curves"]
+    _, calibrated = ask(server, {"policy": "calibrated"})
+    assert len(set(calibrated["reused"].values())) == 1
+    assert calibrated["saving"] > 0.2
     _, off = ask(server, {"policy": "off"})
     assert off["saving"] == 0
 
@@ -54,6 +57,8 @@ def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
     ("body", "words"),
     [
         ({"policy": "pab24"}, "There is no policy named"),
+        ({"policy": "calibrated", "cross_range": 4}, "has no ranges or window to change"),
+        ({"model": "latte", "policy": "calibrated"}, "No schedule has been calibrated"),
         ({"spatial_range": -1}, "spatial"),
         ({"spatial_range": "many"}, "not a whole number"),
         ({"window_start": 0.9, "window_stop": 0.1}, "window"),

@@ -136,6 +136,18 @@ def test_other_policies_by_choice_and_by_name(server: ComfyServer, short: Prompt
     assert "is not the name of a policy but the path of a file" in end.data["exception_message"]
 
 
+def test_a_calibrated_policy_on_the_node_and_one_of_another_machine(server: ComfyServer, short: Prompt) -> None:
+    inputs = server.object_info("PABBroadcast")["PABBroadcast"]["input"]["required"]
+    assert "calibrated" in inputs["policy"][1]["options"]
+    change(short, "PABBroadcast", policy="calibrated")
+    prompt_id, _ = server.run(short)
+    (measured,) = server.history(prompt_id)["outputs"][node_of(short, "PABSampler")]["pab_measured"]
+    assert measured["policy"] == "calibrated"
+    change(short, "PABBroadcast", policy="calibrated-mine")  # a workflow from where that was made
+    end = server.wait(server.queue(short))
+    assert "No schedule named mine has been calibrated" in end.data["exception_message"]
+
+
 def test_a_schedule_goes_to_a_file_and_back(server: ComfyServer, short: Prompt) -> None:
     loader, policy = node_of(short, "PABLoadModel"), node_of(short, "PABBroadcast")
     saving = {"model": [loader, 0], "policy": [policy, 0], "filename_prefix": "mine", "steps": 8}

@@ -1,0 +1,124 @@
+"""Which policies the studio offers for a model: the published levels, and what was calibrated for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+import pytest
+
+from pab_core.app.compare_page import ComparePage
+from pab_core.app.create_page import CreatePage
+from pab_core.app.explore_page import ExplorePage
+from pab_core.app.labels import Labels
+from pab_core.app.models import Offered, offered_models
+from pab_core.app.offering import calibrated_levels, level_choices
+from pab_core.app.request import ClipRequest
+from pab_core.app.service import Studio
+from pab_core.app.settings import StudioSettings
+from pab_core.app.sharing import workflow_for
+from pab_core.broadcast.calibrated import PACKAGED, calibrated_names, own_path
+from pab_core.checkpoints import DEMOS, SAMPLERS
+from pab_core.models.registry import MODELS
+from pab_core.settings import schedule_for
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    return tmp_path / "own"
+
+
+def offer(name: str) -> Offered:
+    spec = MODELS[name]
+    return Offered(name, name, spec, SAMPLERS[spec.family])
+
+
+def write(name: str, computed_every: int, depth: int = 28) -> None:
+    """A user's own schedule of Latte."""
+    rule = {"kinds": ["spatial"], "source": [step - step % computed_every for step in range(50)]}
+    about = {"family": "latte", "depth": depth}
+    named = f"calibrated-{name}" if name else "calibrated"
+    schedule = {"pab_schedule": 1, "name": named, "model": about, "rules": [rule], "run_steps": 50}
+    own_path("latte", depth, name).write_text(json.dumps(schedule), encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(DEMOS))
+def test_each_demo_model_has_a_calibrated_policy_and_its_fastest(name: str):
+    found, spec = offer(name), MODELS[name]
+    levels = calibrated_levels(found)
+    assert list(levels) == ["calibrated", "calibrated_fast"]
+    assert levels["calibrated"] == "calibrated"
+    shares = {
+        one: schedule_for(spec, one, found.sampler).reused_share() for one in calibrated_names(spec.family, spec.depth)
+    }
+    assert levels["calibrated_fast"] == max(shares, key=lambda one: shares[one])
+    assert [words for words, _ in level_choices(found, "en")] == [
+        "Off", "Quality", "Balanced", "Fast", "Calibrated", "Calibrated, fast",
+    ]  # fmt: skip
+    assert ("校准", "calibrated") in level_choices(found, "zh")
+
+
+def test_a_model_without_one_has_the_published_levels_alone():
+    assert calibrated_levels(offer("latte")) == {}
+    assert [name for _, name in level_choices(offer("latte"), "en")] == ["off", "quality", "balanced", "fast"]
+
+
+def test_a_users_own_are_offered_and_a_broken_file_is_not(own: Path):
+    write("quiet", 2)
+    assert calibrated_levels(offer("latte")) == {"calibrated": "calibrated-quiet"}
+    write("quick", 5)
+    write("mid", 3)
+    (own / "latte-28-broken.json").write_text("{", encoding="utf-8")
+    assert calibrated_levels(offer("latte")) == {
+        "calibrated": "calibrated-quiet",
+        "calibrated_fast": "calibrated-quick",
+    }
+    write("", 5)
+    assert calibrated_levels(offer("latte")) == {"calibrated": "calibrated"}
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Studio:
+    made = Studio(StudioSettings(tmp_path, device="cpu"))
+    made.offered = {name: offer(name) for name in ("demo", "latte")}
+    return made
+
+
+def test_the_choices_follow_the_model_and_what_it_has_not_is_chosen_no_longer(studio: Studio):
+    with gr.Blocks():
+        labels, language, job = Labels(), gr.State("en"), gr.BrowserState("")
+        create = CreatePage(studio, labels, language, job)
+        compare = ComparePage(studio, labels, language, job, create)
+    assert ("Calibrated", "calibrated") in create.name_levels("demo", "en")["choices"]
+    assert ("Calibrated", "calibrated") not in create.name_levels("latte", "en")["choices"]
+    assert create.name_levels("latte", "zh")["choices"][-1] == ("自定义", "custom")
+    left, right = compare.offer("demo", "en", "calibrated", "calibrated")
+    assert "value" not in left | right
+    left, right = compare.offer("latte", "en", "calibrated", "calibrated")
+    assert (left["value"], right["value"]) == ("off", "as_create")
+    assert [name for _, name in right["choices"]] == ["as_create", "quality", "balanced", "fast"]
+
+
+def test_explore_begins_with_what_was_calibrated_and_tells_what_its_maker_noted(studio: Studio, folder: Path):
+    studio.offered = offered_models([str(folder)])
+    with gr.Blocks():
+        page = ExplorePage(studio, Labels(), gr.State("en"), gr.BrowserState(""))
+    shown = page.show("demo", "en")
+    assert shown.index("<code>calibrated</code>") < shown.index("<code>pab246</code>")
+    assert shown.count("Chosen by trials, not by ranges") == 2
+    spec = MODELS["demo"]
+    note = json.loads((PACKAGED / own_path(spec.family, spec.depth).name).read_text(encoding="utf-8"))["note"]
+    assert note.replace("'", "&#x27;") in shown
+    assert "Chosen by trials" not in page.show("tiny", "en")
+
+
+def test_a_workflow_carries_the_calibrated_policy_by_name():
+    spec = MODELS["demo"]
+    fast = calibrated_levels(offer("demo"))["calibrated_fast"]
+    graph = workflow_for(replace(ClipRequest(prompt="a red ball", seed="1"), policy=fast), spec)
+    (node,) = (node for node in graph["nodes"] if node["type"] == "PABBroadcast")
+    assert node["widgets_values"][:7] == [fast, 0, 0, 0, False, 0, 0]
