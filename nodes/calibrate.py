@@ -48,7 +48,7 @@ class CalibratePolicy(io.ComfyNode):
                     "method",
                     METHODS,
                     tooltip="window: the ranges below, in the part of the run where attention changes least; one run a "
-                    "prompt. search: finds the steps to compute itself, for the saving below; some fifty runs a prompt.",
+                    "prompt. search: finds the steps to compute, for the saving below; some fifty runs a prompt.",
                 ),
                 io.Combo.Input(
                     "ranges", options=RANGES, default="pab246", tooltip="For the method window: the ranges to use."
