@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pab_core.acceleration.choice import use_speed_in_decoding
 from pab_core.autoencoders import build_vae
 from pab_core.evaluate.random_weights import random_pipe, random_text
 from pab_core.models.stdit3 import STDiT3Config
@@ -42,6 +43,7 @@ def made(given: argparse.Namespace, rank: int) -> Any:
     with device:
         pipe.vae = build_vae("stdit3", {}).to(torch.float32 if given.tiny else torch.bfloat16).eval()
     pipe.vae.requires_grad_(False)
+    use_speed_in_decoding(pipe.speed, device, pipe.vae)
     return split_decode(attach(pipe, given.method)) if given.ranks > 1 else pipe
 
 

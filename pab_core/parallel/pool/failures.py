@@ -24,6 +24,9 @@ class WorkerError(PabError):
 class JobCancelled(Exception):
     """The job ended at its user's wish."""
 
+    def __str__(self) -> str:
+        return "The job was cancelled."
+
 
 @dataclass(frozen=True)
 class Failure:
