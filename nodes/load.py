@@ -206,7 +206,7 @@ def speed_for(speed: str, offload: str, device: "torch.device", dtype: "torch.dt
     if offload == "blocks":  # only a block's own forward waits for its weights
         asked = speed in ("fast", "fp8")
         return "exact", "With offload blocks the model runs at the speed exact." if asked else ""
-    chosen, note = choose_speed(speed, device, dtype)
+    chosen, note = choose_speed(speed, device, dtype, trying=True)
     if chosen == "fp8" and offload == "parts":
         return "fast", "With offload parts the model runs at the speed fast: fp8 goes with offload off."
     return chosen, note

@@ -145,10 +145,12 @@ class NoiseSampler:
         extra = {name: value for name, value in (("eta", eta), ("generator", generator)) if name in accepted}
         copies = 2 if guidance > 1 else 1
         channels, timesteps = noise.shape[1], scheduler.timesteps
+        # All on the device before the first step: a copy in the loop would wait for what the device has still to do.
+        times = timesteps.to(noise.device)
         z = noise * scheduler.init_noise_sigma
         for step, t in enumerate(timesteps):
             x = scheduler.scale_model_input(z, t)
-            batch_t = t.to(z.device).expand(copies * z.shape[0])
+            batch_t = times[step].expand(copies * z.shape[0])
             predicted = predict(x.repeat(copies, *[1] * (x.ndim - 1)), batch_t, step)
             if copies == 2:
                 uncond, cond = predicted.chunk(2)

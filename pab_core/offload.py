@@ -51,7 +51,7 @@ def offload(pipe: Pipeline, mode: Mode, device: str | torch.device | None = None
     given = {f.name: getattr(pipe, f.name) for f in fields(Pipeline)}
     # Block by block, only a block's own forward waits for its weights.
     wanted = pipe.speed if pipe.device.type == device.type else "auto"
-    given["speed"], _ = choose_speed("exact" if mode == "blocks" else wanted, device, torch.bfloat16)
+    given["speed"], _ = choose_speed("exact" if mode == "blocks" else wanted, device, torch.bfloat16, trying=True)
     text_encoder = pipe.text_encoder
     if text_encoder is not None:
         given["text_encoder"] = _offloaded_text(text_encoder, mode, device)

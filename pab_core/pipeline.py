@@ -102,7 +102,7 @@ class Pipeline:
         """As `load`, of what `checkpoints.find_model` found."""
         device = check_device(device)
         dtype = dtype or default_dtype(found.spec, device)
-        chosen, note = choose_speed(speed, device, dtype)
+        chosen, note = choose_speed(speed, device, dtype, trying=True)
         # Small files first: what does not fit together is told before gigabytes are read.
         text_encoder = load_text_encoder(found, dtype, device, cache)
         vae, preview_matrix = load_vae(found, dtype, device)

@@ -19,8 +19,11 @@ Speed = Literal["exact", "fast", "fp8"]
 SPEEDS = ("auto", *get_args(Speed))
 
 
-def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[Speed, str]:
+def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype, *, trying: bool = False) -> tuple[Speed, str]:
     """What is wanted as far as the device can do it; and, where that is less, a sentence that says why.
+
+    Args:
+        trying: whether a kernel may be run to see, which takes memory of a GPU: for those who compute there.
 
     Raises:
         PabError: there is no such name.
@@ -31,11 +34,15 @@ def choose_speed(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple
         raise PabError(f"There is no speed named '{wanted}': choose {', '.join(SPEEDS[:-1])} or {SPEEDS[-1]}.")
     if wanted == "exact":
         return "exact", ""
-    if wanted == "auto":
-        return ("fast" if device.type == "cuda" and run.why_not(device) is None else "exact"), ""
+    if wanted == "auto" and device.type != "cuda":
+        return "exact", ""
     reason = cpu.why_not() if device.type == "cpu" else run.why_not(device)
+    if reason is None and trying and device.type == "cuda":
+        reason = run.why_no_kernels(device)
     if reason is not None:
         return "exact", f"{reason} The model runs as it is, which is slower."
+    if wanted == "auto":
+        return "fast", ""
     if wanted == "fp8":
         reason = fp8_products.why_not(device, dtype)
         if reason is not None:

@@ -20,14 +20,19 @@ LEAST_CAPABILITY = (8, 9)
 GELU_CAPABILITY = (9, 0)  # for which fused.gelu_product is made: Ada has too little memory on its multiprocessors
 
 
-def fp8_product(layer: Fp8Linear, values: Tensor, scales: Tensor) -> Tensor:
-    """The layer of values * scales, float8_e4m3fn [..., in] and float32 [..., 1] -> bfloat16 [..., out]."""
+def fp8_product(values: Tensor, scales: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of values * scales -> bfloat16 [..., out].
+
+    Args:
+        values, scales: float8_e4m3fn [..., in] and float32 [..., 1].
+        weight, weight_scale, bias: as in an Fp8Linear, int8 [out, in], float32 [out, 1] and [out].
+    """
     out = torch.ops.aten._scaled_mm(
         values.flatten(0, -2),
-        layer.weight.view(torch.float8_e4m3fn).t(),
+        weight.view(torch.float8_e4m3fn).t(),
         scales.flatten(0, -2),
-        layer.scale.t(),
-        bias=layer.bias,
+        weight_scale.t(),
+        bias=bias,
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )

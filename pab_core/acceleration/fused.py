@@ -198,9 +198,10 @@ def attend_in_time(
         angles: float32 [T, d / 2] of rotary positions on neighbouring pairs of channels, or None.
     """
     batch, frames, tokens, heads, width = q.shape
-    stride = q.stride(2)
-    regular = (frames * tokens * stride, tokens * stride, stride, width, 1)
-    assert q.stride() == k.stride() == v.stride() == regular, (q.stride(), regular)
+    # As rows: where there is a single token, as on a rank of many, its stride among the tokens says nothing.
+    q, k, v = (part.flatten(0, 2) for part in (q, k, v))
+    stride = q.stride(0)
+    assert q.stride() == k.stride() == v.stride() == (stride, width, 1), (q.stride(), k.stride(), v.stride())
     out = q.new_empty(batch, frames, tokens, heads * width)
     cosines, sines = (q, q) if angles is None else (angles.cos(), angles.sin())
     normed = q_weight is not None

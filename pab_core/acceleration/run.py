@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ ATTENTION = [
     SDPBackend.MATH,
 ]
 LEAST_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)  # for which Triton has float8_e4m3fn
 
 
 def why_not(device: torch.device) -> str | None:
@@ -34,7 +37,30 @@ def why_not(device: torch.device) -> str | None:
         return "Fused operations need Triton, which this build of PyTorch came without."
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return f"{torch.cuda.get_device_name(device)} is too old for fused operations: they begin with Ampere."
+    if "set_priority" not in signature(sdpa_kernel).parameters:
+        return f"Fused operations need PyTorch 2.6 or newer, not {torch.__version__}."
     return None
+
+
+@cache
+def why_no_kernels(device: torch.device) -> str | None:
+    """As `why_not`, by running one there: Triton builds them with a C compiler, which it looks for only then."""
+    try:
+        from .fused import residual
+
+        with torch.cuda.device(device):
+            residual(torch.zeros(1, 1, 1, 16, device=device))
+    except torch.cuda.OutOfMemoryError:
+        raise  # which says nothing of kernels, and may be over the next time
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"Triton cannot make kernels on this machine ({lines[-1]}): it needs a C compiler such as gcc."
+    return None
+
+
+def writes_fp8(device: torch.device) -> bool:
+    """Whether kernels can write and read what is kept in eight bits; elsewhere PyTorch does."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 @dataclass
@@ -43,6 +69,7 @@ class _Stream:
 
     x: Tensor
     own: bool = False  # whether x was made here: then sums may take its place
+    fp8: bool = False  # whether kernels write and read what is kept in eight bits
     fresh: Any = None  # a fused.Fresh
     key: Key | None = None  # under which that is to be kept
     kept: list[Any] = field(default_factory=list)
@@ -61,14 +88,17 @@ class FusedRun(BroadcastRun):
 
     def run_blocks(self, blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any) -> Tensor:
         """The output [B, T, S, D] of the last of these blocks; `start` makes the input of the first."""
-        stream = _Stream(start().contiguous())
+        stream = self._stream(start())
         if (self.step, self.lane) != self._place:
             self._enter(stream.x, cond)
         return self._run(stream, blocks, cond, None)
 
     def run_shared_blocks(self, blocks: Sequence[Any], x: Tensor, cond: Any, shared: Any) -> Tensor:
         """As run_blocks, of some of the frames; `shared`, a parallel.seam.FrameSeam, computes what needs the others."""
-        return self._run(_Stream(x.contiguous()), blocks, cond, shared)
+        return self._run(self._stream(x), blocks, cond, shared)
+
+    def _stream(self, x: Tensor) -> _Stream:
+        return _Stream(x.contiguous(), fp8=isinstance(self._store, Fp8Store) and writes_fp8(x.device))
 
     def _run(self, stream: _Stream, blocks: Sequence[Any], cond: Any, shared: Any) -> Tensor:
         from .updates import modulations
@@ -107,9 +137,10 @@ class FusedRun(BroadcastRun):
         if len(stream.kept) == MOST_KEPT:
             self._settle(stream, cond)
         store, key = self._store, (self.lane, branch, source)
-        if self._predictor is not None or not isinstance(store, Fp8Store):
+        if self._predictor is not None or not stream.fp8:
             stream.kept.append(self._reused(branch, cond, source, last))
             return
+        assert isinstance(store, Fp8Store)
         stream.kept.append(Rows(*store.take_encoded(key)))
         if last == self.step:
             store.drop(key)
@@ -149,8 +180,8 @@ class FusedRun(BroadcastRun):
         from .fused import Fresh
         from .updates import fused_update
 
-        fused = fused_update(block, branch.kind, stream.x)
         together = None if branch.kind != "temporal" else shared
+        fused = fused_update(block, branch.kind, stream.x.shape[1] if together is None else together.num_frames)
         if shared is not None:
             update = shared.shared(branch, update)
         if fused is None or self._reuses_scores(branch) or (together is not None and not together.shares_gated(branch)):
@@ -182,7 +213,7 @@ class FusedRun(BroadcastRun):
             norm=norm,
             rows_fp8=fp8,
             keep=key is not None,
-            keep_fp8=isinstance(store, Fp8Store),
+            keep_fp8=stream.fp8,
             in_place=stream.own,
         )
         stream.own = stream.own or stream.fresh is not None or bool(stream.kept)

@@ -67,7 +67,7 @@ def product(layer: nn.Module, h: Tensor | Rows) -> Tensor:
         return layer(h)
     assert isinstance(layer, Fp8Linear)
     rows = h if isinstance(h, Rows) else rows_in_fp8(h)
-    return fp8_product(layer, rows.values, rows.scales)
+    return fp8_product(rows.values, rows.scales, layer.weight, layer.scale, layer.bias)
 
 
 def products(layers: Sequence[nn.Module], h: Tensor | Rows) -> Sequence[Tensor]:
@@ -76,11 +76,19 @@ def products(layers: Sequence[nn.Module], h: Tensor | Rows) -> Sequence[Tensor]:
     Where they don't yet they are laid so, which a GPU's products of three times the width repay by a sixth of their
     time. The parameters stay what they were.
     """
-    if not isinstance(h, Tensor) or any(type(layer) is not nn.Linear for layer in layers):
+    fp8 = all(_in_fp8(layer) for layer in layers)
+    if not fp8 and any(type(layer) is not nn.Linear for layer in layers):
         return [product(layer, h) for layer in layers]
-    weight = _joined([layer.weight for layer in layers])  # pyright: ignore[reportArgumentType]
-    biases: list[Any] = [layer.bias for layer in layers]
-    return F.linear(h, weight, None if biases[0] is None else _joined(biases)).chunk(len(layers), -1)
+    given: list[Any] = list(layers)
+    weight = _joined([layer.weight for layer in given])
+    bias = None if given[0].bias is None else _joined([layer.bias for layer in given])
+    if fp8:
+        rows = h if isinstance(h, Rows) else rows_in_fp8(h)
+        out = fp8_product(rows.values, rows.scales, weight, _joined([layer.scale for layer in given]), bias)
+    else:
+        assert isinstance(h, Tensor)
+        out = F.linear(h, weight, bias)
+    return out.chunk(len(given), -1)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -172,7 +180,7 @@ def cross_latte(block: LatteBlock, rows: Any, cond: Any) -> Tensor:
     attn: Attention = block.attn2
     q = product(attn.to_q, rows)
     shape = q.shape
-    k, v = (product(layer, cond.text).unflatten(-1, (attn.num_heads, -1)) for layer in (attn.to_k, attn.to_v))
+    k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in products((attn.to_k, attn.to_v), cond.text))
     h = _attention(q.flatten(1, 2).unflatten(-1, (attn.num_heads, -1)), k, v, cond.text_bias)
     return product(attn.to_out[0], h).view(shape)
 
@@ -235,8 +243,8 @@ OF_BLOCK: dict[type, dict[str, FusedUpdate]] = {
 }
 
 
-def fused_update(block: nn.Module, kind: str, x: Tensor) -> FusedUpdate | None:
-    """Of a branch of this kind; None where there is none."""
-    if kind == "temporal" and x.shape[1] > MOST_FRAMES:
+def fused_update(block: nn.Module, kind: str, num_frames: int) -> FusedUpdate | None:
+    """Of a branch of this kind, over so many latent frames; None where there is none."""
+    if kind == "temporal" and num_frames > MOST_FRAMES:
         return None
     return OF_BLOCK.get(type(block), {}).get(kind)

@@ -29,7 +29,7 @@ def random_pipe(
     spec = model_spec(model)
     architecture = ARCHITECTURES[spec.family]
     config = architecture.read_config({}) if config is None else config
-    chosen, note = choose_speed(speed, device, default_dtype(spec, device))
+    chosen, note = choose_speed(speed, device, default_dtype(spec, device), trying=True)
     dtype = transformer_dtype(chosen, device, default_dtype(spec, device))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)

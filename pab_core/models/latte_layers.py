@@ -149,10 +149,12 @@ def run_pairs(
 def sincos_positions(positions: Tensor, dim: int) -> Tensor:
     """Sines then cosines of `positions` [N] at dim/2 frequencies -> float32 [N, dim].
 
-    Computed in float64, as the released models were trained, and on the CPU, since not every device has that type.
+    Computed in float64, as the released models were trained, and where the positions are, so that no step of a run
+    waits for a copy; Apple's GPUs do not have that type.
     """
-    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device="cpu") / (dim / 2))
-    angles = positions.to("cpu", torch.float64)[:, None] * frequencies
+    device = torch.device("cpu") if positions.device.type == "mps" else positions.device
+    frequencies = 10000.0 ** (-torch.arange(dim // 2, dtype=torch.float64, device=device) / (dim / 2))
+    angles = positions.to(device, torch.float64)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(positions.device, torch.float32)
 
 

@@ -70,6 +70,12 @@ class FrameSeam:
                 x = block(x, cond, self)
         return self.layout.put(x) if first or blocks[-1].branches[-1] == self.last else x
 
+    @property
+    def num_frames(self) -> int:
+        """Latent frames of the clip, over which temporal attention goes, here as on any rank."""
+        assert self.layout is not None
+        return sum(self.layout.frames)
+
     def enter(self, block: Any) -> None:
         """The next branches are this block's."""
         self.block = block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from tiny_families import LATTE, PLAN, random_pipe
 from torch import Tensor
 from torch.nn import functional
 
-from pab_core.acceleration import cpu
+from pab_core.acceleration import cpu, fused, run
 from pab_core.acceleration.choice import SPEEDS, choose_speed
+from pab_core.acceleration.fused import MOST_FRAMES
 from pab_core.acceleration.run import FusedRun
 from pab_core.broadcast import BroadcastRun
-from pab_core.broadcast.cache import make_store
+from pab_core.broadcast.cache import Fp8Store, make_store
 from pab_core.broadcast.schedule_file import ModelId, Rule, ScheduleFile
 from pab_core.broadcast.teacache import TeaCache
 from pab_core.errors import PabError
@@ -82,6 +85,48 @@ def test_a_single_frame():
     assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, FusedRun(table))) < 1e-5
 
 
+class Elsewhere:
+    """The frames at hand are one rank's of a clip of `num_frames`, which the test's run attends over alone."""
+
+    def __init__(self, num_frames: int):
+        self.num_frames = num_frames
+        self.asked: set[str] = set()
+
+    def enter(self, block: Any) -> None: ...
+
+    def shares_gated(self, branch: Any) -> bool:
+        return branch.kind == "temporal"
+
+    def shared(self, branch: Any, update: Any) -> Any:
+        return update if branch.kind != "temporal" else lambda x, cond: self.asked.add("plain") or update(x, cond)
+
+    def gated(self, update: Any, x: Tensor) -> Any:
+        self.asked.add("fused")
+        return None, torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(("num_frames", "asked"), [(MOST_FRAMES, "fused"), (MOST_FRAMES + 1, "plain")])
+def test_a_long_clip_is_long_on_every_rank(num_frames: int, asked: str):
+    """Each rank has few of its frames, and attends over all of them."""
+    pipe = random_pipe("stdit3", CONFIGS["stdit3"], num_frames=17, height=32, width=32, steps=2)
+    elsewhere = Elsewhere(num_frames)
+
+    class Run(FusedRun):
+        def run_blocks(self, blocks: Any, start: Any, cond: Any) -> Tensor:
+            return self.run_shared_blocks(blocks, start(), cond, elsewhere)
+
+    denoise(pipe, Run(pipe.schedule("off")))
+    assert elsewhere.asked == {asked}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_frames_of_a_single_token(family: str):
+    """As a rank has them when many share a small clip."""
+    pipe = random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], height=16, width=16, steps=4)
+    table = pipe.schedule("off")
+    assert distance(denoise(pipe, BroadcastRun(table)), denoise(pipe, FusedRun(table))) < 1e-5
+
+
 def test_updates_are_kept_in_eight_bits_as_the_store_does():
     pipe = tiny("stdit3")
     table = pipe.schedule("pab222")
@@ -92,9 +137,28 @@ def test_updates_are_kept_in_eight_bits_as_the_store_does():
     assert fused.kept_bytes == 0
 
 
-def test_gelu_in_the_product_scales_its_rows_by_a_bound(monkeypatch: pytest.MonkeyPatch):
-    from pab_core.acceleration import fused
+def test_where_kernels_have_no_eight_bits_pytorch_turns_updates_into_them(monkeypatch: pytest.MonkeyPatch):
+    """On GPUs older than Ada, for which Triton refuses to compile them."""
+    monkeypatch.setattr(run, "writes_fp8", lambda device: False)
+    monkeypatch.delattr(Fp8Store, "take_encoded")  # which a kernel would read
+    pipe = tiny("stdit3")
+    table = pipe.schedule("pab222")
+    plain, fused = (kind(table, make_store("fp8")) for kind in (BroadcastRun, FusedRun))
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 1e-5
+    assert fused.peak_bytes == plain.peak_bytes > 0
+    assert fused.kept_bytes == 0
 
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)])
+def test_kernels_have_eight_bits_from_ada_on(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert run.writes_fp8(torch.device("cuda")) is expected
+    assert run.writes_fp8(torch.device("cpu"))
+
+
+def test_gelu_in_the_product_scales_its_rows_by_a_bound(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fused, "GELU_TILE", (64, 32, 32))
     generator = torch.Generator().manual_seed(0)
     layer = Fp8Linear(48, 96, True, torch.float32)
@@ -180,6 +244,47 @@ def test_what_a_machine_cannot_do_is_left_out_and_said():
     with pytest.raises(PabError, match="no speed named 'warp'"):
         choose_speed("warp", cpu, torch.float32)
     assert "fast" in SPEEDS
+
+
+class TestOnAGpu:
+    """What is chosen there; the kernel that is tried runs, or fails, as the tests say."""
+
+    gpu = torch.device("cuda")
+
+    @pytest.fixture(autouse=True)
+    def hopper(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        yield
+        run.why_no_kernels.cache_clear()
+
+    def chosen(self, wanted: str, **options: Any) -> tuple[str, str]:
+        return choose_speed(wanted, self.gpu, torch.bfloat16, **options)
+
+    @pytest.mark.parametrize("wanted", ["auto", "fast", "fp8"])
+    def test_without_a_compiler_it_runs_as_it_is(self, wanted: str, monkeypatch: pytest.MonkeyPatch):
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        monkeypatch.setattr(torch, "zeros", lambda *_, **__: None)
+        monkeypatch.setattr(fused, "residual", fail)
+        chosen, note = self.chosen(wanted, trying=True)
+        assert chosen == "exact"
+        assert "needs a C compiler" in note
+        assert "Failed to find C compiler" in note
+        assert self.chosen(wanted)[0] != "exact", "who does not compute there does not try"
+
+    def test_an_older_pytorch_runs_as_it_is(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(run, "sdpa_kernel", lambda backends: nullcontext())
+        chosen, note = self.chosen("auto")
+        assert chosen == "exact"
+        assert "need PyTorch 2.6 or newer" in note
+
+    def test_else_it_is_fast(self, monkeypatch: pytest.MonkeyPatch):
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))  # for Triton's interpreter
+        assert self.chosen("auto", trying=True) == ("fast", "")
+        assert self.chosen("auto") == ("fast", "")
 
 
 def test_on_a_cpu_fast_means_bfloat16_in_the_transformer(folder: Path, monkeypatch: pytest.MonkeyPatch):

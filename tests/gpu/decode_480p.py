@@ -136,8 +136,8 @@ def kernels(frames: int) -> None:
 def other(title: str, repeat: int) -> None:
     """Decoding as the authors do, with tiles where they have them."""
     family, config, clip, frames, small_clip, small_frames = OTHERS[title]
+    exact: Any = build_vae(family, config).eval().requires_grad_(False).to("cuda")
     with torch.device("cuda"):
-        exact: Any = build_vae(family, config).eval().requires_grad_(False)
         small, z = torch.randn(1, 4, *small_clip), torch.randn(1, 4, *clip).bfloat16()
     target = exact.decode(small, small_frames)
     plain = exact.to(torch.bfloat16)

@@ -104,7 +104,7 @@ def main() -> None:
         tell("cancel", start, said=said, kept=pids() == before, **works())
         start = time.monotonic()
         if on_gpu:
-            said = failing_for_memory(lambda: pool.submit(job.model_copy(update={"height": 1024, "width": 1024})))
+            said = failing_for_memory(lambda: pool.submit(job.model_copy(update={"height": 4096, "width": 4096})))
             tell("memory", start, said=said, kept=pids() == before, **works())
         for rank in range(len(before)):
             for name in ("SIGKILL", "SIGSTOP"):
