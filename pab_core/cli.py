@@ -168,6 +168,7 @@ def generate(
             "kept": kept,
             **clip,
         }
+        elsewhere = False
         with ExitStack() as stack:
             show = stack.enter_context(progress())
             show("load", 0, 0)
@@ -182,8 +183,12 @@ def generate(
 
                 source = ModelSource.of(model, vae=vae, text_encoder=text_encoder, storage=storage, speed=speed)
                 pool = stack.enter_context(chosen_pool(devices, method, on_workers, device=device, offload=offload))
-                seconds = {"load": time.perf_counter() - started}
+                handed_in = time.perf_counter()
+                seconds = {"load": handed_in - started}
                 made = generate_on_pool(pool, source, prompt, sampler=sampler, progress=tell, **settings)
+                # They start, load, time a step to choose a method, or make other videos first.
+                seconds["workers"] = time.perf_counter() - handed_in - sum(made.seconds.values())
+                elsewhere = True
             else:
                 # What is offloaded waits on the host, in the precision of the device that will compute with it.
                 lies_on = computes_on if mode is None else "cpu"
@@ -199,7 +204,7 @@ def generate(
         seconds |= made.seconds | {"write": time.perf_counter() - writing}
         for warning in made.warnings:
             typer.echo(f"Warning: {warning}", err=True)
-        typer.echo(summary(made, seconds, time.perf_counter() - started))
+        typer.echo(summary(made, seconds, time.perf_counter() - started, elsewhere))
         typer.echo(f"saved    {path}")
 
 

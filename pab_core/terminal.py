@@ -59,7 +59,8 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def summary(made: "Generation", seconds: dict[str, float], total: float) -> str:
+def summary(made: "Generation", seconds: dict[str, float], total: float, elsewhere: bool = False) -> str:
+    """elsewhere: whether other processes made it, of whose memory nothing is known here."""
     from .evaluate.machine import peak_gpu_memory, peak_memory
 
     about, table = made.metadata, made.table
@@ -71,7 +72,7 @@ def summary(made: "Generation", seconds: dict[str, float], total: float) -> str:
             f"video    {count} frames, {width}x{height}, {made.fps} fps, {about['steps']} steps, seed {about['seed']}",
             f"time     {', '.join(f'{stage} {s:.2f} s' for stage, s in seconds.items())}; total {total:.2f} s",
             f"reused   {shares({kind: table.reused_share(kind) for kind in table.kinds})} ({table.policy})",
-            f"memory   peak {', '.join(peaks)}",
+            f"memory   peak {', '.join(peaks)}{' without the workers' if elsewhere else ''}",
         ]
     )
 

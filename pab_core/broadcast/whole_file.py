@@ -25,7 +25,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise PabError(f"{path} cannot be written ({error}): choose another place.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as of a folder that is a file
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> Path:

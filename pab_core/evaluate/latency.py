@@ -149,7 +149,7 @@ def _time(
                 start = now(pipe.device)
                 pipe.denoise(noise, text, table, steps=count, seed=seed, **clip)
                 elapsed = now(pipe.device) - start
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 lacking.add(name)
                 continue

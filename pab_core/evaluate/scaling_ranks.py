@@ -76,7 +76,10 @@ class Rank:
         assert message.type == "cell", message.type
         return self.cell(Cell(**about.pop("cell")), **about)
 
-    def meet(self, rank: int, ranks: int, store: str, devices: list[int], seconds: float) -> dict[str, Any]:
+    def meet(
+        self, rank: int, ranks: int, store: str, devices: list[int], seconds: float, folder: str
+    ) -> dict[str, Any]:
+        os.chdir(folder)  # the caller's: a policy may be the path of a file
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         else:
@@ -286,7 +289,7 @@ def main(arguments: list[str] | None = None) -> None:
         except Exception as error:
             traceback.print_exc()
             sys.stderr.flush()
-            lacking = isinstance(error, torch.OutOfMemoryError)
+            lacking = isinstance(error, torch.cuda.OutOfMemoryError)
             if lacking:
                 torch.cuda.empty_cache()
             said = str(error).strip().splitlines() or [""]

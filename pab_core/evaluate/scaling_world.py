@@ -69,7 +69,7 @@ class World:
 
     def meet(self, devices: list[int], seconds: float) -> list[Mapping[str, Any]]:
         about = {"ranks": self.ranks, "store": str(Path(self._folder.name) / "meeting"), "devices": devices}
-        about["seconds"] = _PATIENCE
+        about |= {"seconds": _PATIENCE, "folder": str(Path.cwd())}
         messages = [Message("meet", {**about, "rank": rank}) for rank in range(self.ranks)]
         return self._ask(messages, seconds, self.ranks)
 

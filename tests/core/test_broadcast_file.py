@@ -10,6 +10,7 @@ import pytest
 
 from pab_core.broadcast import ScheduleTable, find_policy, resolve
 from pab_core.broadcast.schedule_file import ScheduleFile, load_schedule, save_schedule, schedule_of
+from pab_core.broadcast.whole_file import write_whole
 from pab_core.errors import PabError
 from pab_core.models.stdit3 import stdit3_branches
 from pab_core.sampling import RectifiedFlow
@@ -146,3 +147,9 @@ def test_a_file_that_makes_no_sense_is_refused_with_the_place(tmp_path: Path, va
         loaded(tmp_path, value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_a_file_is_told(tmp_path: Path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(PabError, match="cannot be written"):
+        write_whole(tmp_path / "out" / "schedule.json", "{}")

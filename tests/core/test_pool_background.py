@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -132,7 +133,12 @@ def test_a_pool_that_is_killed_is_noticed_and_can_be_started_again(background: d
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(("--devices", "gpu7"), "'gpu7' is no device"), (("--devices", "cpu*3", "--ranks", "2"), "teams of 2")],
+    [
+        (("--devices", "gpu7"), "'gpu7' is no device"),
+        (("--devices", "cpu*3", "--ranks", "2"), "teams of 2"),
+        (("--devices", "cpu", "--model", "opensora"), "no model named 'opensora'"),
+        (("--devices", "cpu", "--idle", "-5"), "above 0, not -5"),
+    ],
 )
 @pytest.mark.usefixtures("place")
 def test_a_pool_that_cannot_be_says_why(arguments: tuple[str, ...], said: str):
@@ -140,6 +146,23 @@ def test_a_pool_that_cannot_be_says_why(arguments: tuple[str, ...], said: str):
     assert result.exit_code == 2
     assert said in result.stderr
     assert read_address() is None
+
+
+@pytest.mark.usefixtures("place")
+def test_a_model_that_cannot_be_loaded_is_told(folder: Path, tmp_path: Path):
+    """Nobody waits for the job that loads it."""
+    shutil.copytree(folder, damaged := tmp_path / "damaged")
+    for weights in (damaged / "vae").rglob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-100])
+    assert pab_workers("start", "--devices", "cpu", "--model", str(damaged)).exit_code == 0
+    try:
+        until(lambda: SharedPool().status()["trouble"], 60)
+        assert str(damaged) in pab_workers("status").stderr
+        # A job that succeeds is the last word.
+        SharedPool().submit(Job(model=ModelSource.of(folder), prompt=PROMPT, steps=2)).result(60)
+        assert SharedPool().status()["trouble"] == []
+    finally:
+        assert pab_workers("stop").exit_code == 0
 
 
 # who may come in

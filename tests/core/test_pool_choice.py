@@ -69,6 +69,14 @@ def test_the_clock_has_the_last_word():
     assert check(choose(2, CLIP, huge), 2, CLIP, huge, 5.0).ranks == 2
 
 
+@pytest.mark.parametrize("guided", [True, False])
+def test_what_does_not_fit_on_one_device_is_shared_out_however_slow_the_link(guided: bool):
+    clip = dataclasses.replace(CLIP, guided=guided)
+    slow = dataclasses.replace(SLOW, alone=None, bandwidth=1e7)
+    assert choose(2, clip, slow).ranks == 2
+    assert choose(2, dataclasses.replace(CLIP, guided=False, frames=1), slow) == Plan("none", 1), "nothing to divide"
+
+
 def test_ranks_without_work_are_refused():
     with pytest.raises(PabError, match="can use 15 ranks at most, not 16"):
         estimate("dsp", 16, CLIP, FAST)

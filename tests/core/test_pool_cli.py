@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def test_several_devices_make_the_video_of_one(folder: Path, tmp_path: Path, exp
     result = pab("generate", PROMPT, "--model", folder, *OPTIONS, *options, "-o", out)
     assert result.exit_code == 0, result.output
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["video", "time", "reused", "memory", "saved"]
+    times = re.findall(
+        r"(\w+) (-?\d+\.\d+) s", next(line for line in result.stdout.splitlines() if line.startswith("time"))
+    )
+    assert [stage for stage, _ in times] == ["load", "workers", "text", "denoise", "decode", "write", "total"]
+    *stages, total = (float(seconds) for _, seconds in times)
+    assert sum(stages) <= total + 0.1
+    assert min(stages) >= 0
+    assert " without the workers" in result.stdout
     assert video_io.read_metadata(out) == video_io.read_metadata(expected)
     frames, _ = video_io.read_mp4(out)
     others, _ = video_io.read_mp4(expected)
@@ -74,6 +83,7 @@ def test_the_pool_in_the_background_makes_it_too(folder: Path, tmp_path: Path, e
         (["--devices", "cpu*2", "--method", "cfg", "--guidance", "1"], "the guidance is off"),
         (["--devices", "cpu*2", "--method", "dsp", "--frames", "1"], "can use 1 ranks at most, not 2"),
         (["--devices", "7"], "no GPU that torch can use"),
+        (["--devices", ""], "'' is no device"),
         (["--devices", "cpu*2", "--method", "dps"], "Did you mean dsp?"),
         (["--devices", "cpu", "--device", "cpu"], "--device is for a single device"),
         (["--devices", "cpu", "--offload", "parts"], "--offload is for a single device"),

@@ -177,6 +177,9 @@ def test_patience_follows_the_steps_that_were_seen():
     assert watch.place == "after its last step"
     watch.progress("decode", 1, 4, 1000)
     assert watch.place == "while it decoded"
+    assert not watch.overdue(1900)  # the first frames tell nothing yet
+    watch.progress("decode", 2, 4, 1002)
+    assert 157 < watch.bound < 159  # 20 times the longest step or piece so far
 
 
 def test_logs_are_shown_from_the_beginning_of_a_line(tmp_path: Path):

@@ -75,6 +75,30 @@ def test_the_bytes_are_those_of_the_methods(told: dict[str, Any]):
     assert rows[clip, "off", "cfg+dsp", 4]["temporal"] > 0
 
 
+def test_a_schedule_beside_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As calibration writes them: whole blocks, predicted between the steps that are computed."""
+    monkeypatch.chdir(tmp_path)
+    kinds = ["spatial", "temporal", "cross", "mlp"]
+    about = {
+        "pab_schedule": 1,
+        "name": "mine",
+        "model": {"family": "stdit3", "depth": 2},
+        "merge": True,
+        "predictor": "linear",
+        "rules": [{"kinds": kinds, "windows": [{"start": 0.1, "stop": 1.0, "range": 2, "count_from": "window"}]}],
+    }
+    Path("mine.json").write_text(json.dumps(about))
+    choices = ["--clip", CLIPS[0], "--policy", "off", "--policy", "mine.json", "--method", "cfg+dsp"]
+    arguments = ["--devices", "1,4", "--device", "cpu", "--tiny", "--json", *choices, "-o", "out", "--minutes", "20"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["not_run"] == []
+    rows = {(row["policy"], row["devices"]): row for row in told["runs"]}
+    assert rows["mine.json", 4]["difference"] < 1e-5
+    assert 0 < rows["mine.json", 4]["temporal"] < 0.7 * rows["off", 4]["temporal"]
+
+
 def test_what_was_measured_is_not_measured_again(told: dict[str, Any], out: Path):
     before = (out / "scaling.jsonl").read_text(encoding="utf-8")
     done = CliRunner().invoke(app, [*ARGUMENTS, "-o", str(out), "--minutes", "20"])

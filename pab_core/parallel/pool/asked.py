@@ -34,5 +34,5 @@ def chosen_pool(devices: str | None, method: str, on_workers: bool, **others: st
         return
     from .pool import WorkerPool
 
-    with WorkerPool(devices or "auto", method=method) as pool:
+    with WorkerPool("auto" if devices is None else devices, method=method) as pool:
         yield pool

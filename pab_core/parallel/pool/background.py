@@ -71,7 +71,8 @@ def start_in_background(
                 pass  # in a moment
         time.sleep(0.05)
     process.kill()
-    raise PabError(f"The pool of workers did not start within {_SECONDS:.0f} s; its log is {log}.")
+    maybe = "" if ray is None else f" Maybe what answers at '{ray}' is no cluster of Ray: check host and port."
+    raise PabError(f"The pool of workers did not start within {_SECONDS:.0f} s; its log is {log}.{maybe}")
 
 
 def stop_in_background() -> None:

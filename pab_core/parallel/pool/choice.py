@@ -15,6 +15,7 @@ of which (n - 1)/n leave the device. The CFG split halves the batch and swaps no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,11 @@ def estimate(method: str, ranks: int, shape: Shape, costs: Costs) -> float:
 
 
 def choose(ranks: int, shape: Shape, costs: Costs) -> Plan:
-    """The method, and as many of the ranks, that should take the least time; of equals the one listed first."""
-    best, least = Plan("none", 1), estimate("none", 1, shape, costs)
+    """The method, and as many of the ranks, that should take the least time; of equals the one listed first.
+
+    One device only where the clip is known to fit on it, or where nothing can be shared out.
+    """
+    best, least = Plan("none", 1), math.inf if costs.alone is None else estimate("none", 1, shape, costs)
     for count in range(ranks, 1, -1):
         for method in METHODS:
             try:

@@ -63,6 +63,11 @@ class Handle:
         """The last that was heard of it."""
         return self._record.place
 
+    @property
+    def error(self) -> Exception | None:
+        """What `result` raises, if it has failed."""
+        return self._record.error
+
     def cancel(self) -> None:
         """A job that waits ends at once, one that runs after the step it is in; one that has ended stays as it is."""
         self._pool.cancel(self._record)
@@ -91,22 +96,27 @@ class BasePool:
     """
 
     def __init__(self, teams: Sequence[Sequence[Place]], terms: Terms, *, retries: int = 0) -> None:
+        idle = terms.idle_seconds
+        if idle is not None and not idle > 0:
+            raise PabError(
+                f"The seconds without a job until all memory is given back are a number above 0, not {idle:g}."
+            )
         self.method = terms.method
         self._retries = retries
         self._lock = threading.Lock()
         self._waiting: deque[Record] = deque()
         self._closed = False
+        self._loading: list[Handle] = []  # of `load`, until there is another job
         self._teams = [Team(index, places, terms, self._take) for index, places in enumerate(teams)]
         reference = weakref.ref(self)
         self._stop_at_exit: Any = lambda: (pool := reference()) is not None and pool.stop()
         atexit.register(self._stop_at_exit)
 
     def load(self, model: ModelSource | str | None) -> None:
-        """Has every team load a model, before there is a job for it."""
+        """Has every team load a model, before there is a job for it; where that fails, `status` tells of it."""
         if model is not None:
             source = model if isinstance(model, ModelSource) else ModelSource.of(model)
-            for _ in self._teams:
-                self.submit(Job(model=source, task="load"))
+            self._loading = [self.submit(Job(model=source, task="load")) for _ in self._teams]
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +126,11 @@ class BasePool:
 
     def _check(self, job: Job) -> None:
         """PabError where it is known already that a job cannot be."""
+
+    def _trouble(self) -> list[str]:
+        """Why there are no workers, or no model where one was to be loaded without a job that would tell of it."""
+        found = {team.roster.trouble for team in self._teams if team.roster.trouble}
+        return sorted(found or {str(handle.error) for handle in self._loading if handle.state == "failed"})
 
     def _close(self) -> None:
         """What is left to do when all teams have ended."""
@@ -140,6 +155,7 @@ class BasePool:
         plain = job.model_dump(mode="json")
         record = Record(secrets.token_hex(8), plain, pack(tensors or {}), progress, retries=self._retries)
         self._hand_in(record)
+        self._loading = []  # what there is to say of the model, this job will
         return Handle(self, record)
 
     def start(self) -> None:
@@ -166,7 +182,7 @@ class BasePool:
             "waiting": waiting,
             "running": running,
             "warnings": sorted({warning for team in self._teams for warning in team.roster.warnings}),
-            "trouble": sorted({team.roster.trouble for team in self._teams if team.roster.trouble}),
+            "trouble": self._trouble(),
             "logs": self._where_logs_are(),
         }
 
@@ -238,7 +254,7 @@ class WorkerPool(BasePool):
         environment: more variables for the workers.
 
     Raises:
-        PabError: devices that do not exist or cannot work together.
+        PabError: devices that do not exist or cannot work together; a model that is not here.
     """
 
     def __init__(
@@ -262,6 +278,9 @@ class WorkerPool(BasePool):
             )
         if method != "auto":
             find_method(method)
+        if model is not None:
+            model = model if isinstance(model, ModelSource) else ModelSource.of(model)
+            _known(model.model_dump_json())
         self.devices = names
         self._folder = PrivateFolder()
         self._logs = self._folder.path if logs is None else logs

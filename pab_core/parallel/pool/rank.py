@@ -283,7 +283,7 @@ class _Agreed(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     words = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(sign in words for sign in _OUT_OF_MEMORY)
     )
 

@@ -12,7 +12,7 @@ class Patience:
     beat: without any sign of life from a process, whose threads send one every half second.
     start: until a new process is ready; most of it is the import of torch.
     join: until all ranks have found each other.
-    load: reading a model, decoding, and a job's first step, where kernels are made and text is encoded.
+    load: reading a model, and a job's first step and first decoded frames, where kernels are made and text is encoded.
     step: without progress, at least; more where steps were seen to take longer.
     factor: times the longest step that was seen.
     settle: for the ranks that are left to end a job in which one has failed.
@@ -53,7 +53,7 @@ class Watch:
     def bound(self) -> float:
         """Longest silence from here on; after the last step follows another stage's first."""
         patience = self._patience
-        if self._stage != "denoise" or self._seen < 2 or self.place == "after its last step":
+        if self._stage not in ("denoise", "decode") or self._seen < 2 or self.place == "after its last step":
             return patience.load
         return max(patience.step, patience.factor * self._longest)
 
