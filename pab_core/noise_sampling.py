@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -170,9 +171,11 @@ class NoiseSampler:
             raise PabError(
                 f"The number of steps must be a whole number, {least} or more for {self.scheduler}, not {steps!r}."
             )
-        import diffusers  # takes a second, so only when a run or its timesteps are asked for
+        import diffusers  # noqa: F401 - takes a second, so only when a run or its timesteps are asked for
 
-        kind = getattr(diffusers, self.scheduler)
+        # Diffusers puts another module in its place while it is imported: a thread that waited for the import of
+        # another has the first, which is empty.
+        kind = getattr(sys.modules["diffusers"], self.scheduler)
         known = inspect.signature(kind).parameters
         settings = {name: value for name, value in self.settings.items() if name in known}
         if str(settings.get("variance_type", "")).startswith("learned"):

@@ -103,7 +103,7 @@ def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:
             (left, up, left + wide, up + 11)
             for up in (y - 16, y + 5, y - 5, y - 28, y + 17)
             for left in (x + 8, x - 8 - wide)
-            if left >= _LEFT and up >= 0 and up + 11 <= _HIGH - _BOTTOM + 4
+            if left >= _LEFT and left + wide <= _WIDE and up >= 0 and up + 11 <= _HIGH - _BOTTOM + 4
         ] or [(x + 8, y - 16, x + 8 + wide, y - 5)]
         best = min(places, key=lambda place: sum(_overlap(place, other) for other in (*marks, *taken)))
         taken.append(best)

@@ -10,7 +10,9 @@ from typing import Any
 import gradio as gr
 
 from ..errors import PabError
+from .comparing import has_lpips
 from .create_page import CreatePage
+from .explaining import explained
 from .following import JobOfBrowser
 from .history import Entry
 from .jobs import View
@@ -18,7 +20,7 @@ from .labels import Labels
 from .offering import level_choices, title_of
 from .request import FieldErrors
 from .service import Studio
-from .stage import empty_stage, message, refusal, show_progress, table_of
+from .stage import empty_stage, message, policy_title, refusal, show_progress, table_of
 from .texts import text, wrong
 
 _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
@@ -118,7 +120,9 @@ class ComparePage:
             return self.studio.submit(wish, owner, visitor, against=left)
 
         def refused(error: PabError) -> str:
-            return refusal(_by_field(error, language) if isinstance(error, FieldErrors) else message(str(error)))
+            if isinstance(error, FieldErrors):
+                return refusal(_by_field(error, language))
+            return refusal(message(explained(str(error), language)))
 
         async for update in self.job.start(submit, refused, language, request):
             yield update
@@ -145,8 +149,8 @@ def show_pair(studio: Studio, entries: list[Entry], measured: dict[str, Any], la
     """Two videos with one play button and one time line (page.js keeps them in step), and what was measured."""
     figures = "".join(
         f'<figure><video src="{escape(studio.url(entry.video), quote=True)}" muted playsinline preload="auto" '
-        f'aria-label="{escape(entry.about["policy"], quote=True)}"></video>'
-        f"<figcaption>{escape(entry.about['policy'])}</figcaption></figure>"
+        f'aria-label="{escape(policy_title(entry.about["policy"], language), quote=True)}"></video>'
+        f"<figcaption>{escape(_caption(entry, language))}</figcaption></figure>"
         for entry in entries
     )
     play, pause = escape(text("play", language)), escape(text("pause", language))
@@ -156,19 +160,35 @@ def show_pair(studio: Studio, entries: list[Entry], measured: dict[str, Any], la
         f'<div class="pab-transport"><button type="button" class="pab-play" data-play="{play}" data-pause="{pause}">'
         f'{play}</button><input type="range" class="pab-time" min="0" max="1000" value="0" '
         f'aria-label="{escape(text("timeline", language), quote=True)}"><output>0.0 s</output></div></div>'
-        f"{_figures(measured, language)}"
+        f"{show_figures(measured, language)}"
     )
 
 
-def _figures(measured: dict[str, Any], language: str) -> str:
+def _caption(entry: Entry, language: str) -> str:
+    seconds = text("seconds_denoised", language, seconds=f"{entry.about['seconds']['denoise']:.2f}")
+    return f"{policy_title(entry.about['policy'], language)} · {seconds}"
+
+
+def show_figures(measured: dict[str, Any], language: str) -> str:
+    """What was measured of both, and what is missing to measure more."""
     first, second = measured["seconds"]
     memory = measured["gpu_bytes"]
     psnr = text("identical", language) if measured["identical"] else f"{measured['psnr']:.2f} dB"
     rows = [
         (text("speedup", language), f"{measured['speedup']:.2f}x" if measured["speedup"] else "-"),
         (text("seconds", language), f"{first:.2f} / {second:.2f}"),
-        (text("psnr", language), psnr),
-        *((text(name, language), f"{measured[name]:.4f}") for name in ("ssim", "lpips") if name in measured),
+        (text("psnr_title", language), psnr),
+        *(
+            (text(f"{name}_title", language), _few_digits(measured[name]))
+            for name in ("ssim", "lpips")
+            if name in measured
+        ),
         *([(text("memory", language), " / ".join(f"{n / 1e6:.0f} MB" for n in memory))] if all(memory) else []),
     ]
-    return f"<h2>{escape(text('measured', language))}</h2>{table_of(rows)}{message(text('one_run', language), 'note')}"
+    notes = ["one_run", *(["get_lpips"] if "lpips" not in measured and not has_lpips() else [])]
+    words = "".join(message(text(key, language), "note") for key in notes)
+    return f"<h2>{escape(text('measured', language))}</h2>{table_of(rows)}{words}"
+
+
+def _few_digits(value: float) -> str:
+    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.6f}"

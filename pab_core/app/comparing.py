@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 
 import torch
 from torch import Tensor
 
 from ..errors import PabError
-from ..evaluate.lpips import Lpips
+from ..evaluate.lpips import Lpips, installed_weights
 from ..evaluate.metrics import psnr, ssim
 
 
@@ -27,12 +28,25 @@ def compare_frames(frames: Tensor, reference: Tensor) -> dict[str, float | bool]
         found["ssim"] = round(ssim(frames, reference), 4)
     lpips = _lpips()
     if lpips is not None:
-        found["lpips"] = round(lpips.videos(frames, reference), 4)
+        found["lpips"] = round(lpips.videos(frames, reference), 6)  # what is calibrated is near
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-@functools.cache
+def has_lpips() -> bool:
+    """Whether its weights are installed."""
+    try:
+        return installed_weights().is_file()
+    except PabError:
+        return False
+
+
 def _lpips() -> Lpips | None:
+    importlib.invalidate_caches()  # they may have been installed since the program started
+    return _load_lpips() if has_lpips() else None
+
+
+@functools.cache
+def _load_lpips() -> Lpips | None:
     try:
         return Lpips.load()
     except PabError:

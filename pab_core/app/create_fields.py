@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gradio as gr
 
 from ..frame_input import PICTURES
@@ -30,7 +32,12 @@ class CreateFields:
         self.studio = studio
         self.language = language
         first = next(iter(studio.offered.values()))
-        self.base = gr.State("quality")  # the level that the sliders were changed from
+        # Of these two the browser knows the values, so that choosing a level asks nobody; see create_page.
+        self.base = gr.Textbox("quality", visible=False)  # the level that the sliders were changed from
+        self.known = gr.JSON(self.sliders_of_levels(first.name), visible=False)
+        self.filled = gr.State(first.name)  # the model that the fields were last filled in for
+        self.asked = gr.Number(visible=False)  # when the schedule was asked for, by the browser's clock
+        self.answer = gr.JSON(visible=False)
         self.pictures = gr.State(("", ""))
         with gr.Column(elem_id="pab-create"):
             with gr.Column(elem_classes="pab-ask"):
@@ -87,6 +94,13 @@ class CreateFields:
     def levels(self, model: str, language: str) -> list[tuple[str, str]]:
         """The choices of a policy: not among `labels`, since they change with the model, too."""
         return [*level_choices(self.studio.offered[model], language), (text("custom", language), "custom")]
+
+    def sliders_of_levels(self, model: str, *, kept: bool = False) -> dict[str, Any]:
+        """What choosing a level does to (base, *SLIDERS). kept: what is chosen now stands as it is."""
+        offered = self.studio.offered[model]
+        values = {level: preset_values(level, offered.spec) for _, level in level_choices(offered, "en")}
+        levels = {level: [level, *(found[name] for name in SLIDERS)] for level, found in values.items()}
+        return {"model": model, "kept": kept, "levels": levels}
 
     def _tune(self, labels: Labels, first: Offered) -> None:
         values = preset_values("quality", first.spec)

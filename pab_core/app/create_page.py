@@ -11,16 +11,32 @@ import gradio as gr
 from ..errors import PabError
 from ..noise_sampling import NoiseSampler
 from .create_fields import FIELDS, SLIDERS, VALUES, CreateFields
+from .explaining import explained
 from .following import JobOfBrowser
 from .ideas import is_demo, new_idea
 from .illustration import show_pictures, show_schedule
 from .jobs import View
 from .labels import Labels
 from .offering import length_choices, size_choices, takes_pictures
-from .request import ClipRequest, FieldErrors, preset_values, with_sliders
+from .request import ClipRequest, FieldErrors, with_sliders
 from .service import Studio
 from .stage import empty_stage, message, refusal, show_view
 from .texts import text, wrong
+
+# What a click changes is changed in the browser: an answer from the server may come after the next click and undo it.
+_CHOOSE_LEVEL = "(level, known) => known.levels[level]"  # nothing for "custom"
+_SETTLE_LEVEL = """(level, known) => {
+    if (known.kept) return;
+    const stays = known.levels[level] ? level : "quality";
+    return [stays, ...known.levels[stays]];
+}"""
+# Answers may come out of turn: several are on their way when many fields change at once.
+_ASK = "(...values) => [...values.slice(0, -1), performance.timeOrigin + performance.now()]"
+_SHOW_UNLESS_LATE = """(answer) => {
+    if (!answer || answer.asked < (window.pabLooked || 0)) return;
+    window.pabLooked = answer.asked;
+    return answer.shown;
+}"""
 
 
 class CreatePage(CreateFields):
@@ -30,27 +46,32 @@ class CreatePage(CreateFields):
         super().__init__(studio, labels, language)
         self.job = JobOfBrowser(studio, job, self._show)
 
-    def connect(self) -> None:
+    def connect(self, page: gr.Blocks) -> None:
         """Ties the controls to what they do. Nothing here has a name in the API; that is api.py's."""
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         errors = self.look_outputs[:-1]
         sliders = [getattr(self, name) for name in SLIDERS]
-        watched = [getattr(self, name) for name in (*VALUES[:-1], *SLIDERS)]
-        look = {"fn": self.look, "inputs": self.inputs, "outputs": self.look_outputs}
-        gr.on(
-            [control.change for control in watched],
-            **look,
+        # `known` for the model: when it changes, the other fields are filled in for that.
+        watched = [self.known, *(getattr(self, name) for name in (*VALUES, *SLIDERS) if name not in ("model", "base"))]
+        looked = gr.on(
+            [page.load, self.language.change, *(control.change for control in watched)],
+            self._answer,
+            [*self.inputs, self.asked],
+            self.answer,
+            js=_ASK,
             **quiet,
             trigger_mode="always_last",
             concurrency_limit=4,
         )
-        # By `input`, which only a person's hand makes: what a level does to the sliders must not name it "custom".
-        self.policy.input(self._choose_level, [self.policy, self.model], [self.base, *sliders], **quiet)
-        gr.on([slider.input for slider in sliders], lambda: "custom", None, self.policy, **quiet)
-        self.model.input(
-            self._choose_model,
-            [self.model, self.language],
+        looked.then(None, self.answer, self.look_outputs, js=_SHOW_UNLESS_LATE, **quiet)
+        # By `change`: a list of gradio's says `input` whenever it is left, too. One event for all three, since such
+        # events come after one another, as do their answers.
+        filled = gr.on(
+            [page.load, self.language.change, self.model.change],
+            self.fill,
+            [self.model, self.filled, self.language],
             [
+                self.filled,
                 self.size,
                 self.frames,
                 self.steps,
@@ -59,11 +80,15 @@ class CreatePage(CreateFields):
                 self.knows,
                 self.given,
                 self.policy,
-                self.base,
-                *sliders,
+                self.known,
             ],
             **quiet,
+            trigger_mode="always_last",
         )
+        filled.then(None, [self.policy, self.known], [self.policy, self.base, *sliders], js=_SETTLE_LEVEL, **quiet)
+        # By `input`, which only a person's hand makes: what a level does to the sliders must not name it "custom".
+        self.policy.input(None, [self.policy, self.known], [self.base, *sliders], js=_CHOOSE_LEVEL, **quiet)
+        gr.on([slider.input for slider in sliders], None, None, self.policy, js="() => 'custom'", **quiet)
         self.idea.click(
             lambda model, prompt: new_idea(self.studio.offered[model].spec, prompt),
             [self.model, self.prompt],
@@ -135,30 +160,27 @@ class CreatePage(CreateFields):
             return show_schedule(self.studio, self.studio.check(request), language)
         return f'<div class="pab-card">{message(text("no_schedule", language), "note")}</div>'
 
-    def _choose_level(self, level: str, model: str) -> list[Any]:
-        if level == "custom":
-            return [gr.skip()] * (1 + len(SLIDERS))
-        values = preset_values(level, self.studio.offered[model].spec)
-        return [level, *(values[name] for name in SLIDERS)]
+    def _answer(self, *values: Any) -> dict[str, Any]:
+        """`look`, with when it was asked for."""
+        return {"asked": values[-1], "shown": self.look(*values[:-1])}
 
-    def name_levels(self, model: str, language: str) -> Any:
-        return gr.update(choices=self.levels(model, language))
-
-    def _choose_model(self, model: str, language: str) -> list[Any]:
+    def fill(self, model: str, filled: str, language: str) -> list[Any]:
+        """What the fields offer for a model; unless they were filled in for it before, its own values, too."""
         offered = self.studio.offered[model]
-        spec = offered.spec
-        values = preset_values("quality", spec)
+        spec, kept = offered.spec, model == filled
+        lists = [size_choices(spec), length_choices(spec)]
+        if kept:
+            lists = [{"choices": one["choices"]} for one in lists]
         return [
-            gr.update(**size_choices(spec)),
-            gr.update(**length_choices(spec)),
-            spec.steps,
-            spec.guidance,
+            model,
+            *(gr.update(**one) for one in lists),
+            gr.skip() if kept else spec.steps,
+            gr.skip() if kept else spec.guidance,
             gr.update(visible=isinstance(offered.sampler, NoiseSampler)),
             gr.update(visible=is_demo(spec)),
             gr.update(visible=takes_pictures(spec)),
-            gr.update(choices=self.levels(model, language), value="quality"),
-            "quality",
-            *(values[name] for name in SLIDERS),
+            gr.update(choices=self.levels(model, language)),
+            self.sliders_of_levels(model, kept=kept),
         ]
 
     def _keep_picture(self, place: int, path: str, kept: tuple[str, str], language: str) -> tuple[Any, Any, str]:
@@ -182,7 +204,7 @@ class CreatePage(CreateFields):
             if isinstance(error, FieldErrors):
                 beside = _beside(error.by_field, language)
                 return gr.skip()
-            return refusal(message(str(error)))
+            return refusal(message(explained(str(error), language)))
 
         async for update in self.job.start(submit, refused, language, request):
             yield [*update, *beside]

@@ -12,12 +12,13 @@ from ..broadcast import find_policy, preset_names
 from ..broadcast.picture_svg import draw_schedule_svg
 from ..errors import PabError
 from ..settings import schedule_for
+from .explaining import explained
 from .following import JobOfBrowser
 from .illustration import about_calibrated
 from .jobs import View
 from .labels import Labels
 from .measured import show_measured
-from .measuring import CLIPS, POLICIES
+from .measuring import CLIPS, most_videos
 from .models import Offered
 from .offering import calibrated_levels, model_choices
 from .request import LEVELS
@@ -50,22 +51,17 @@ class ExplorePage:
                 self.stop_button = labels(
                     gr.Button, words={"value": "cancel"}, interactive=False, elem_id="pab-cancel-measure", scale=1
                 )
-            count = CLIPS * (2 * len(POLICIES) - 1)
-            labels(
-                gr.HTML,
-                words={
-                    "value": lambda language: message(text("measure_note", language, clips=CLIPS, videos=count), "note")
-                },
-            )
+            self.length = gr.HTML()
             self.machine = gr.HTML(elem_id="pab-machine")
             self.refresh = labels(gr.Button, words={"value": "refresh"}, size="sm", elem_id="pab-refresh")
             self.clock = gr.Timer(_LOOK, active=False)
         self.resumed = [self.progress, self.go, self.stop_button]
+        self.shown = [self.content, self.length]
 
     def connect(self, tab: gr.Tab, others: Sequence[gr.Tab]) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         told = [self.model, self.language]
-        gr.on([tab.select, self.model.input, self.refresh.click], self.show, told, self.content, **quiet)
+        gr.on([tab.select, self.model.input, self.refresh.click], self.show, told, self.shown, **quiet)
         gr.on(
             [tab.select, self.refresh.click, self.clock.tick], self._show_machine, self.language, self.machine, **quiet
         )
@@ -78,16 +74,19 @@ class ExplorePage:
             [self.progress, self.job.id, self.go, self.stop_button],
             concurrency_limit=None,
             **quiet,
-        ).then(self.show, told, self.content, **quiet)
+        ).then(self.show, told, self.shown, **quiet)
         self.stop_button.click(self.job.cancel, [self.job.id], [self.stop_button], **quiet)
 
-    def show(self, model: str, language: str) -> str:
+    def show(self, model: str, language: str) -> list[str]:
+        """What there is of a model, and how long measuring it takes."""
         offered = self.studio.offered[model]
-        return (
+        length = text("measure_note", language, clips=CLIPS, videos=most_videos(offered))
+        content = (
             f"<h2>{escape(text('policies', language))}</h2>{self._policies(offered, language)}"
             f"<h2>{escape(text('figures', language))}</h2>"
             f"{show_measured(offered, self.studio.settings.data / 'bench', language)}"
         )
+        return [content, message(length, "note")]
 
     def _show_machine(self, language: str) -> str:
         return f"<h2>{escape(text('worker', language))}</h2>{show_machine(self.studio, language)}"
@@ -96,7 +95,8 @@ class ExplorePage:
         def submit(owner: str, visitor: str) -> str:
             return self.studio.measure(model, owner, visitor)
 
-        async for update in self.job.start(submit, lambda error: message(str(error)), language, request):
+        refused = lambda error: message(explained(str(error), language))  # noqa: E731
+        async for update in self.job.start(submit, refused, language, request):
             yield update
 
     def _show_job(self, view: View | None, owner: str, language: str) -> str:
@@ -104,7 +104,7 @@ class ExplorePage:
         if view is None or view.state == "done":
             return ""
         if view.state == "failed":
-            return message(f"{text('failed', language)}: {view.error}")
+            return message(f"{text('failed', language)}: {explained(view.error, language)}")
         if view.state == "cancelled":
             return message(text("measure_cancelled", language), "note")
         return show_bar(view, language)
@@ -139,7 +139,7 @@ def show_machine(studio: Studio, language: str) -> str:
     try:
         found = studio.renderer.status()
     except PabError as error:
-        return message(str(error)) + table_of(rows)
+        return message(explained(str(error), language)) + table_of(rows)
     for place, row in enumerate(found["workers"]):
         name = row["device"] + (f" ({row['name']})" if row["name"] not in (None, row["device"]) else "")
         number = f" {place + 1}" if len(found["workers"]) > 1 else ""

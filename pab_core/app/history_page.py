@@ -10,6 +10,7 @@ import gradio as gr
 
 from ..errors import PabError
 from .create_fields import SLIDERS, VALUES, CreateFields
+from .explaining import explained
 from .following import owner_of
 from .history import Entry
 from .illustration import show_pictures
@@ -87,7 +88,8 @@ class HistoryPage:
             self._delete, [self.chosen, self.limit, self.language], [*listing, self.details, self.confirm], **quiet
         )
         fields = [getattr(self.create, name) for name in (*VALUES, *SLIDERS)]
-        filled = [*fields, self.create.pictures, self.create.shown, tabs]
+        offered = [self.create.filled, self.create.known]
+        filled = [*fields, *offered, self.create.pictures, self.create.shown, tabs]
         self.use.click(self._use, [self.chosen, self.language], filled, **quiet)
 
     def _list(self, limit: int, language: str, request: gr.Request) -> list[Any]:
@@ -96,7 +98,7 @@ class HistoryPage:
             entries = self.studio.history.list(owner, limit)
             more = self.studio.history.count(owner) > limit
         except PabError as error:
-            return [[], [], gr.update(visible=False), message(str(error))]
+            return [[], [], gr.update(visible=False), message(explained(str(error), language))]
         pictures = [(str(entry.thumbnail), entry.about["prompt"]) for entry in entries if entry.thumbnail.is_file()]
         ids = [entry.id for entry in entries if entry.thumbnail.is_file()]
         note = text("choose_video" if ids else "no_videos", language)
@@ -138,7 +140,7 @@ class HistoryPage:
         try:
             self.studio.delete(chosen, owner)
         except PabError as error:
-            words = str(error)
+            words = explained(str(error), language)
         listing = self._list(limit, language, request)
         listing[-1] = message(words, "note") + listing[-1]
         return [*listing, gr.update(visible=False), gr.update(visible=False)]
@@ -149,16 +151,16 @@ class HistoryPage:
         try:
             wish = ClipRequest.from_json(self.studio.history.get(chosen, owner).request)
         except PabError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(explained(str(error), language)) from None
         offered = self.studio.offered.get(wish.model)
         if offered is None:
-            raise gr.Error(f"The model '{wish.model}' is not here any more.")
+            raise gr.Error(explained(f"The model '{wish.model}' is not here any more.", language))
         spec = offered.spec
         levels = self.create.levels(wish.model, language)
         try:
             values = preset_values(wish.policy, spec)
         except PabError as error:  # a schedule that was calibrated here once
-            raise gr.Error(str(error)) from None
+            raise gr.Error(explained(str(error), language)) from None
         own = {name: getattr(wish, name) for name in ("spatial", "temporal", "cross", "mlp")}
         values |= {name: value for name, value in own.items() if value is not None}
         if wish.window:
@@ -180,7 +182,9 @@ class HistoryPage:
             *(values[name] for name in SLIDERS),
         ]
         assert len(found) == len(VALUES) + len(SLIDERS)
-        return [*found, pictures, show_pictures(self.studio, (pictures[0], pictures[1]), language), gr.Tabs(selected=0)]
+        offers = [wish.model, self.create.sliders_of_levels(wish.model, kept=True)]
+        shown = show_pictures(self.studio, (pictures[0], pictures[1]), language)
+        return [*found, *offers, pictures, shown, gr.Tabs(selected=0)]
 
     def _has(self, name: str) -> bool:
         try:

@@ -23,12 +23,23 @@ from ..settings import schedule_for
 from .comparing import compare_frames
 from .jobs import Job, Report
 from .making import follow
+from .models import Offered
+from .offering import calibrated_levels
 from .rendering import Renderer
 from .request import LEVELS, Clip
 from .settings import StudioSettings, not_kept
 
 CLIPS = 3  # prompts that each policy makes
-POLICIES = ("off", *LEVELS)  # of every prompt, in this order; the rivals of fewer steps come last
+
+
+def measured_policies(offered: Offered) -> tuple[str, ...]:
+    """Those that a model has, of every prompt in this order; the rivals of fewer steps come last."""
+    return ("off", *LEVELS, *calibrated_levels(offered).values())
+
+
+def most_videos(offered: Offered) -> int:
+    """That a measurement makes, where each policy has a rival of its own."""
+    return CLIPS * (2 * len(measured_policies(offered)) - 1)
 
 
 class Measurer:
@@ -46,7 +57,7 @@ class Measurer:
         for clip in job.clips:
             made.add(clip)
         rivals = {name: _rival(job.clips[0], made.share_of_time(name)) for name in made.policies}
-        prompts = job.clips[:: len(POLICIES)]
+        prompts = job.clips[:: len(job.clips) // CLIPS]
         last = [_with_policy(clip, name) for name in dict.fromkeys(filter(None, rivals.values())) for clip in prompts]
         made.total = len(job.clips) + len(last)
         for clip in last:
@@ -63,7 +74,7 @@ class Measurer:
         folder = folder_of(self._settings, spec.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_report(folder, "quality", QualityReport(header, len(job.clips) // len(POLICIES), rows))
+            write_report(folder, "quality", QualityReport(header, CLIPS, rows))
         except OSError as error:
             raise PabError(not_kept("The measurement", error)) from None
 
@@ -93,7 +104,7 @@ class _Made:
         self._renderer = renderer
         self._job = job
         # As many rivals as policies at the most: some may turn out to be the same, or to save nothing.
-        self.total = len(job.clips) + (len(job.clips) // len(POLICIES)) * (len(POLICIES) - 1)
+        self.total = 2 * len(job.clips) - CLIPS
 
     @property
     def policies(self) -> list[str]:

@@ -95,6 +95,12 @@ def policy_name(level: str, family: str) -> str:
     return preset_names(family)[1 + LEVELS.index(level)] if level in LEVELS else level
 
 
+def level_of(policy: str) -> str | None:
+    """ "pab357" -> "balanced", of whichever family; None for what is no published policy."""
+    names = {name: level for family in FAMILIES for level, name in zip(LEVELS, preset_names(family)[1:], strict=True)}
+    return names.get(policy)
+
+
 def preset_values(level: str, spec: ModelSpec) -> dict[str, Any]:
     """What the sliders show for a level or policy: ranges, mlp, and the window's ends to two places."""
     policy = find_policy(policy_name(level, spec.family), spec.family, spec.depth)

@@ -17,7 +17,7 @@ from .history import Entry, History
 from .ideas import measured_prompts
 from .jobs import Job, JobQueue, Report, View
 from .making import Maker
-from .measuring import CLIPS, POLICIES, Measurer
+from .measuring import CLIPS, Measurer, measured_policies
 from .models import Offered, offered_models, predicted_saving
 from .rendering import make_renderer
 from .request import Clip, ClipRequest, FieldErrors, check_request
@@ -61,7 +61,7 @@ class Studio:
         plain = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
         other = self.check(replace(clip.request, policy=against, **plain))
         if other.policy == clip.policy:
-            raise FieldErrors({"policy": "Both sides have the same settings: choose another policy for one of them."})
+            raise PabError("Both sides have the same settings: choose another policy for one of them.")
         return self.queue.submit(owner, visitor, [other, clip])
 
     def measure(self, model: str, owner: str, visitor: str) -> str:
@@ -73,7 +73,7 @@ class Studio:
         clips = [
             self.check(ClipRequest(prompt=prompt, model=model, policy=policy, seed=str(seed)))
             for seed, prompt in enumerate(measured_prompts(offered.spec, CLIPS), start=1)
-            for policy in POLICIES
+            for policy in measured_policies(offered)
         ]
         return self.queue.submit(owner, visitor, clips, measures=model)
 

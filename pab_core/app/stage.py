@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from .explaining import explained
 from .history import Entry
 from .jobs import View
+from .request import level_of
 from .service import Studio
 from .texts import model_title, text
 
@@ -42,7 +44,7 @@ def show_view(studio: Studio, view: View, owner: str, language: str) -> str:
 
 def show_progress(view: View, language: str) -> str:
     if view.state == "failed":
-        return refusal(f"<h2>{escape(text('failed', language))}</h2>{message(view.error)}")
+        return refusal(f"<h2>{escape(text('failed', language))}</h2>{message(explained(view.error, language))}")
     if view.state == "cancelled":
         return empty_stage(language, "cancelled")
     picture = ""
@@ -104,13 +106,22 @@ def show_entry(studio: Studio, entry: Entry, language: str, *, autoplay: bool = 
         seed=about["seed"],
         seconds=f"{sum(about['seconds'].values()):.1f}",
     )
+    line = f"{line} · {policy_title(about['policy'], language)}"
     url = escape(studio.url(entry.video), quote=True)
     play = "autoplay " if autoplay else ""
     return (
         f'<div class="pab-stage"><video src="{url}" {play}loop muted playsinline controls aria-label="{name}"></video>'
-        f'</div><p class="pab-status" role="status"><span>{escape(line)} · {escape(about["policy"])}</span> '
+        f'</div><p class="pab-status" role="status"><span>{escape(line)}</span> '
         f'<a href="{url}" download>{escape(text("download", language))}</a></p>'
     )
+
+
+def policy_title(policy: str, language: str) -> str:
+    """A policy's name in words: "Quality (pab246)"; one with a name of its own stays as it is."""
+    if (level := level_of(policy)) is not None:
+        return f"{text(level, language)} ({policy})"
+    words = {"off": "off", "calibrated": "calibrated", "calibrated-fast": "calibrated_fast"}
+    return text(words[policy], language) if policy in words else policy
 
 
 def show_settings(entry: Entry, language: str) -> str:
@@ -121,7 +132,7 @@ def show_settings(entry: Entry, language: str) -> str:
         ("prompt", about["prompt"]),
         ("negative", about.get("negative", "")),
         ("model", model_title(about["model"], about["model"], language)),
-        ("policy", about["policy"]),
+        ("policy", policy_title(about["policy"], language)),
         ("size", f"{about['width']}x{about['height']}"),
         ("frames", text("length", language, frames=about["num_frames"], seconds=f"{seconds:.1f}")),
         ("steps", about["steps"]),

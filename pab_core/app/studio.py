@@ -51,7 +51,7 @@ def build_page(studio: Studio) -> gr.Blocks:
                 explore = ExplorePage(studio, labels, language, measured)
             with labels(gr.Tab, words={"label": "history"}, id=3) as history_tab:
                 history = HistoryPage(studio, labels, language, create)
-        create.connect()
+        create.connect(page)
         compare.connect(compare_tab)
         explore.connect(explore_tab, (create_tab, compare_tab, history_tab))
         history.connect(history_tab, tabs)
@@ -75,7 +75,6 @@ def _connect_language(
 ) -> None:
     """What changes with the language, and what a page shows that has just been opened."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    errors = create.look_outputs
 
     def speak(chosen: str) -> list[Any]:
         return [chosen, *labels.updates(chosen)]
@@ -90,9 +89,7 @@ def _connect_language(
     greeted = page.load(greet, None, [switch, language, *labels.controls], **quiet)
     sides = [compare.left, compare.right]
     for first in (spoken, greeted):
-        first.then(create.name_levels, [create.model, language], create.policy, **quiet)
         first.then(compare.offer, compare.offered, sides, **quiet)
-        first.then(create.look, create.inputs, errors, **quiet)
         # For screen readers, which pronounce the page by it.
         first.then(None, switch, None, js="(spoken) => { document.documentElement.lang = spoken; }")
     for part in (create, compare, explore):
@@ -100,9 +97,9 @@ def _connect_language(
         spoken.then(job.look, told, part.resumed[0], **quiet)
         resumed = greeted.then(job.resume, told, part.resumed, concurrency_limit=None, **quiet)
         if part is explore:
-            resumed.then(explore.show, [explore.model, language], explore.content, **quiet)
+            resumed.then(explore.show, [explore.model, language], explore.shown, **quiet)
     seen = [explore.model, language]
-    spoken.then(explore.show, seen, explore.content, **quiet).then(compare.tell, create.inputs, compare.what, **quiet)
+    spoken.then(explore.show, seen, explore.shown, **quiet).then(compare.tell, create.inputs, compare.what, **quiet)
 
 
 def launch_options() -> dict[str, Any]:

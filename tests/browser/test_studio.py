@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 from running_studio import RunningStudio, open_studio
 from studio_page import fill_in, shoot, wait_until
 
@@ -85,12 +85,61 @@ def test_what_was_calibrated_is_chosen_and_a_slider_leaves_it(page: Page):
     page.get_by_role("option", name="The demo model of Latte's kind").click()
     expect(policy.locator("input:checked")).to_have_value("quality")
     expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
-    page.wait_for_timeout(1000)  # as a hand would: the fields are still being filled in for the new model
     policy.get_by_text("Calibrated", exact=True).click()
     expect(page.locator("#pab-schedule")).to_contain_text("Chosen by trials")
     expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
     page.get_by_role("tab", name="Compare").click()
     expect(page.locator("#pab-right input:checked")).to_have_value(re.compile("^calibrated-"))
+
+
+def test_leaving_the_list_of_models_as_it_was_changes_nothing(page: Page):
+    slider = page.locator("#pab-spatial input[type=range]")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#pab-steps input").fill("12")
+    wait_until(lambda: page.locator("#pab-schedule g[data-kind=spatial] rect").count() == 12)
+    page.locator("#pab-model input").focus()
+    page.keyboard.press("Tab")
+    page.locator("#pab-model input").click()
+    page.get_by_role("option", name="The demo model", exact=True).click()
+    page.wait_for_timeout(1000)
+    expect(page.locator("#pab-steps input")).to_have_value("12")
+    expect(page.locator("#pab-policy input:checked")).to_have_value("custom")
+    expect(slider).to_have_value("3")
+
+
+@pytest.mark.parametrize(("before", "click"), [("Quality", "Fast"), ("Fast", "Calibrated"), ("custom", "Off")])
+def test_a_level_chosen_while_the_fields_are_filled_in_for_a_model_stays(page: Page, before: str, click: str):
+    policy, slider = page.locator("#pab-policy"), page.locator("#pab-temporal input[type=range]")
+    if before == "custom":
+        slider.focus()
+        page.keyboard.press("ArrowRight")
+    else:
+        policy.get_by_text(before, exact=True).click()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if (route.request.post_data or "").startswith('{"data":["demo-latte",'):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", hold)
+    page.locator("#pab-model input").click()
+    page.get_by_role("option", name="The demo model of Latte's kind").click()
+    wait_until(lambda: page.evaluate("1") and bool(held))  # asking the page lets its requests come in
+    policy.get_by_text(click, exact=True).click()
+    for route in held:
+        route.continue_()
+    page.unroute("**/queue/join*")
+    expect(page.locator("#pab-frames input")).to_have_value("16")
+    expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
+    name = {"Fast": "fast", "Calibrated": "calibrated", "Off": "off"}[click]
+    page.wait_for_timeout(500)
+    expect(policy.locator("input:checked")).to_have_value(name)
+    # The sliders show what the level is for the new model, and moving one begins from there.
+    expect(slider).to_have_value({"fast": "6", "calibrated": "1", "off": "1"}[name])
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 def test_an_idea_fills_in_what_the_model_can_make(page: Page):

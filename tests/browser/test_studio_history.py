@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 from running_studio import RunningStudio, open_studio
 from studio_page import PROMPT, fill_history, fill_in, shoot, wait_until
 
@@ -43,6 +43,27 @@ def test_history_survives_a_restart(studio: RunningStudio, context: BrowserConte
     page.locator("#pab-delete").click()
     page.locator("#pab-sure").click()
     expect(pictures).to_have_count(count - 1)
+
+
+def test_settings_of_another_model_are_used_as_they_were(page: Page, studio: RunningStudio):
+    fill_history(studio, 1, model="demo-latte", policy="fast", temporal=7, steps=9, guidance=5.5)
+    page.get_by_role("tab", name="History").click()
+    page.locator("#pab-gallery button.thumbnail-item").first.click()
+    page.get_by_role("button", name="Use these settings").click()
+    expect(page.locator("#pab-negative")).to_be_visible()  # what Latte has beside the demo model's fields
+    expect(page.locator("#pab-schedule g[data-kind=temporal] rect").first).to_be_visible()
+    wait_until(lambda: page.locator("#pab-schedule g[data-kind=temporal] rect").count() == 9)
+    page.wait_for_timeout(500)
+    expect(page.locator("#pab-model input")).to_have_value("The demo model of Latte's kind")
+    expect(page.locator("#pab-steps input")).to_have_value("9")
+    expect(page.locator("#pab-guidance input")).to_have_value("5.5")
+    expect(page.locator("#pab-frames input")).to_have_value("16")
+    expect(page.locator("#pab-policy input:checked")).to_have_value("custom")
+    expect(page.locator("#pab-temporal input[type=range]")).to_have_value("7")
+    expect(page.locator("#pab-spatial input[type=range]")).to_have_value("4")
+    page.locator("#pab-policy").get_by_text("Balanced", exact=True).click()
+    expect(page.locator("#pab-temporal input[type=range]")).to_have_value("4")  # Latte's
+    expect(page.get_by_role("alert")).to_have_count(0)
 
 
 @pytest.mark.parametrize(("wide", "high"), [(1280, 500), (390, 844)])

@@ -99,12 +99,15 @@ def test_on_a_fresh_machine_explore_shows_what_comes_with_the_demo_model(
     shown = show_measured(demo, tmp_path / "bench", "en")
     assert shown.count("<svg") == 2
     assert "twice" not in shown
-    assert "recorded elsewhere: 16 clips on one NVIDIA H200." in shown
-    assert "measured elsewhere: 8 clips on a CPU (AMD EPYC, 2 threads)." in shown
-    assert "<code>pab calibrate --model demo</code>" in shown
-    quality = packaged_quality("demo")
+    curves, quality = packaged_curves("demo"), packaged_quality("demo")
+    assert curves is not None
     assert quality is not None
-    assert {"pab246", "pab357", "pab579", "steps24"} <= {point.policy for point in quality.points}
+    assert f"recorded elsewhere: {curves.clips} clips on one {curves.machine['gpu']}." in shown
+    told = f"one {quality.machine['gpu']}" if "gpu" in quality.machine else f"a CPU ({quality.machine['processor']}"
+    assert f"measured elsewhere: {quality.clips} clips on {told}" in shown
+    assert "<code>pab calibrate --model demo</code>" in shown
+    assert {"pab246", "pab357", "pab579"} <= {point.policy for point in quality.points}
+    assert any(point.is_rival for point in quality.points)
     # Of a folder that bears the name of a demo model, nobody measured anything.
     other = show_measured(replace(demo, source=tmp_path / "demo"), tmp_path / "bench", "en")
     assert "<svg" not in other
@@ -173,6 +176,7 @@ def test_the_u_lies_within_its_frame(language: str, calm: tuple[float, float] | 
         [Point("pab246", 1.2, 0.02, 0.001), Point("steps20", 1.3, 0.1, 0.01), Point("steps25", 1.1, 0.05, 0)],
         [Point("slow", 0.8, 0.02, 0)],
         [Point("<b>", 3.0, 0.0, 0.0)],
+        [Point("pab246", 1.3, 0.002, 0), Point("calibrated-fast", 2.3, 0.0008, 0), Point("steps12", 2.3, 0.06, 0)],
     ],
 )
 @pytest.mark.parametrize("metric", ["lpips", "psnr"])
@@ -180,7 +184,10 @@ def test_the_points_lie_within_their_frame(points: list[Point], metric: str):
     picture = ET.fromstring(draw_quality(Quality(metric, tuple(points), 1, {}), "en"))
     fewer = sum(point.is_rival for point in points)
     check_inside(picture, 2 if fewer else 0)
-    assert {text.text for text in picture.iter(f"{SVG}text")} >= {point.policy for point in points}
+    names = {text.text: float(text.get("x") or 0) for text in picture.iter(f"{SVG}text")}
+    assert set(names) >= {point.policy for point in points}
+    wide = float((picture.get("viewBox") or "").split()[2])
+    assert all(names[point.policy] + 6.6 * len(point.policy) <= wide for point in points)
 
 
 def test_names_that_would_cover_each_other_are_moved_apart():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,16 +12,17 @@ from typing import Any
 import pytest
 from tiny_families import WRITERS
 
-from pab_core.app import measuring
+from pab_core.app import measuring, service
 from pab_core.app.comparing import compare_frames
 from pab_core.app.ideas import measured_prompts, new_idea
 from pab_core.app.jobs import View
-from pab_core.app.measuring import CLIPS, folder_of
+from pab_core.app.measuring import CLIPS, folder_of, most_videos
 from pab_core.app.reports import find_quality
 from pab_core.app.request import ClipRequest
 from pab_core.app.service import Studio
 from pab_core.app.settings import StudioSettings
 from pab_core.app.stage import describe_stage
+from pab_core.broadcast.calibrated import own_path
 from pab_core.demo.captions import COLOURS, NOUNS
 from pab_core.errors import PabError
 from pab_core.models.registry import MODELS
@@ -82,6 +84,35 @@ def test_a_measurement_becomes_the_chart(
         assert any(words.startswith("Video 2 of ") for words in told)
         assert studio.history.count("") == 0  # it is no video to keep
         assert not list(studio.settings.videos.iterdir())
+    finally:
+        studio.close()
+
+
+def test_what_was_calibrated_is_measured_with_the_published_policies(
+    folder: Path, pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec = pipe.spec
+    monkeypatch.setenv("PAB_SCHEDULES", str(tmp_path / "own"))
+    (tmp_path / "own").mkdir()
+    for name, every in (("", 2), ("fast", 3)):
+        rule = {"kinds": ["spatial"], "source": [step - step % every for step in range(spec.steps)]}
+        about = {"family": spec.family, "depth": spec.depth}
+        schedule = {"pab_schedule": 1, "name": f"calibrated-{name}" if name else "calibrated", "model": about}
+        written = json.dumps({**schedule, "rules": [rule], "run_steps": spec.steps})
+        own_path(spec.family, spec.depth, name).write_text(written, encoding="utf-8")
+    monkeypatch.setattr(measuring, "CLIPS", 1)
+    monkeypatch.setattr(service, "CLIPS", 1)
+    studio = open_studio(folder, tmp_path, monkeypatch)
+    try:
+        most = most_videos(studio.offered["tiny"])
+        view = wait(studio, studio.measure("tiny", "", ""))
+        assert view.error == ""
+        found = find_quality([tmp_path / "bench"], "tiny")
+        assert found is not None
+        assert found.clips == 1
+        names = [point.policy for point in found.points]
+        assert names[:5] == ["pab246", "pab357", "pab579", "calibrated", "calibrated-fast"]
+        assert view.clips == 1 + len(names) <= most == 11
     finally:
         studio.close()
 

@@ -93,9 +93,15 @@ def test_the_choices_follow_the_model_and_what_it_has_not_is_chosen_no_longer(st
         labels, language, job = Labels(), gr.State("en"), gr.BrowserState("")
         create = CreatePage(studio, labels, language, job)
         compare = ComparePage(studio, labels, language, job, create)
-    assert ("Calibrated", "calibrated") in create.name_levels("demo", "en")["choices"]
-    assert ("Calibrated", "calibrated") not in create.name_levels("latte", "en")["choices"]
-    assert create.name_levels("latte", "zh")["choices"][-1] == ("自定义", "custom")
+    policy, known = create.fill("demo", "latte", "en")[-2:]
+    assert ("Calibrated", "calibrated") in policy["choices"]
+    assert known["levels"]["quality"] == ["quality", 2, 4, 6, True, 0.3, 0.87]
+    assert [level for _, level in policy["choices"]] == [*known["levels"], "custom"]
+    policy, known = create.fill("latte", "demo", "zh")[-2:]
+    assert ("校准", "calibrated") not in policy["choices"]
+    assert policy["choices"][-1] == ("自定义", "custom")
+    assert "value" not in policy  # what was chosen since is the browser's to know
+    assert not known["kept"]
     left, right = compare.offer("demo", "en", "calibrated", "calibrated")
     assert "value" not in left | right
     left, right = compare.offer("latte", "en", "calibrated", "calibrated")
@@ -103,17 +109,31 @@ def test_the_choices_follow_the_model_and_what_it_has_not_is_chosen_no_longer(st
     assert [name for _, name in right["choices"]] == ["as_create", "quality", "balanced", "fast"]
 
 
+def test_fields_that_were_filled_in_for_a_model_keep_what_is_in_them(studio: Studio):
+    with gr.Blocks():
+        create = CreatePage(studio, Labels(), gr.State("en"), gr.BrowserState(""))
+    first, again = create.fill("latte", "demo", "en"), create.fill("latte", "latte", "en")
+    assert [one["value"] for one in first[1:3]] == ["512x512", "16"]
+    assert first[3:5] == [50, 7.5]
+    assert not any("value" in one for one in again[1:3])
+    assert again[3:5] == [gr.skip(), gr.skip()]
+    assert again[-1] == {**first[-1], "kept": True}
+
+
 def test_explore_begins_with_what_was_calibrated_and_tells_what_its_maker_noted(studio: Studio, folder: Path):
     studio.offered = offered_models([str(folder)])
     with gr.Blocks():
         page = ExplorePage(studio, Labels(), gr.State("en"), gr.BrowserState(""))
-    shown = page.show("demo", "en")
+    shown, length = page.show("demo", "en")
+    assert "at most 33 videos" in length
     assert shown.index("<code>calibrated</code>") < shown.index("<code>pab246</code>")
     assert shown.count("Chosen by trials, not by ranges") == 2
     spec = MODELS["demo"]
     note = json.loads((PACKAGED / own_path(spec.family, spec.depth).name).read_text(encoding="utf-8"))["note"]
     assert note.replace("'", "&#x27;") in shown
-    assert "Chosen by trials" not in page.show("tiny", "en")
+    shown, length = page.show("tiny", "en")
+    assert "Chosen by trials" not in shown
+    assert "at most 21 videos" in length
 
 
 def test_a_workflow_carries_the_calibrated_policy_by_name():

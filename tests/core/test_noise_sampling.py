@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -159,3 +161,31 @@ def test_steps_beyond_what_a_scheduler_can():
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]):
     with pytest.raises(PabError, match=r"cannot be set up as the checkpoint's scheduler_config\.json says"):
         NoiseSampler("DDIMScheduler", settings).timesteps(10)
+
+
+IMPORTING = """
+import sys, threading, time
+from pab_core.noise_sampling import NoiseSampler
+
+failed = []
+
+def ask(later):
+    while later and "diffusers" not in sys.modules:
+        time.sleep(0.0005)
+    try:
+        NoiseSampler().timesteps(10)
+    except AttributeError as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=ask, args=(later,)) for later in (False, True, True)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+"""
+
+
+def test_threads_may_ask_while_another_imports_diffusers():
+    """As users of the studio do, who choose a model that needs it at the same moment."""
+    subprocess.run([sys.executable, "-c", IMPORTING], check=True, timeout=300)

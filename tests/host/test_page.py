@@ -141,7 +141,7 @@ def test_a_pool_of_workers_on_the_page(comfy: ComfyPage) -> None:
     comfy.set("PABSampler", steps=12, width=96, height=64, frames=17, seed=seed)
     try:
         comfy.run()
-        if comfy.mode == "classic":  # Nodes 2.0 leave out what a node says while it runs
+        if comfy.mode == "classic":  # Nodes 2.0 of frontend 1.32 look no more at the widgets of a node with a seed then
             page.get_by_text("The workers load the model").first.wait_for()
         sampler = page.evaluate(f"() => {NODE.format('PABSampler')}.id")
         page.wait_for_function(f"Boolean(window.app.nodePreviewImages?.['{sampler}']?.length)")

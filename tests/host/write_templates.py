@@ -146,9 +146,9 @@ def text_to_video(graph: Graph) -> None:
         "## Text to video with Pyramid Attention Broadcast\n\nPress **Run**: the demo model makes two seconds of video "
         "in seconds, on any CPU.\n\n**Prompt**: one shaded shape (ball, cube, cylinder, cone), its colour, a motion; a "
         "floor, a sky and a camera move if you like. *a blue ball bounces on a grey floor at sunset*\n\n**Broadcast**: "
-        "choose a policy, or move a slider; 0 leaves a value as the policy has it. `off` is the slow original to "
+        "choose a policy, or move a slider; 0 leaves a value as the policy has it. **off** is the slow original to "
         "compare with, at the same seed.\n\n**Size, frames, steps, guidance**: 0 is the model's own.\n\nOpen-Sora "
-        "checkpoints go to `models/pab`, one folder each.",
+        "checkpoints go to **models/pab**, one folder each.",
         0, BELOW_LOADER, (340, 400),
     )  # fmt: skip
 
@@ -219,7 +219,7 @@ def calibrate(graph: Graph) -> None:
     graph.note(
         "## Calibrate\n\nMeasures on your prompts where in the run attention changes least, and makes a policy of it. "
         "The curves are U-shaped: the first and last steps shape the video.\n\nThe schedule is saved under "
-        "`output/pab_schedules`: **Load Schedule (PAB)** brings it back without measuring. The broadcast node shows "
+        "**output/pab_schedules**: **Load Schedule (PAB)** brings it back without measuring. The broadcast node shows "
         "the curves from then on.",
         0, BELOW_LOADER, (340, 320),
     )  # fmt: skip
@@ -236,9 +236,9 @@ def worker_pool(graph: Graph) -> None:
     graph.add("PABSaveVideo", 3, TOP, SAVER, {"video": (video, 1)}, filename_prefix="video/pab_workers")
     graph.note(
         "## Several GPUs\n\nThe pool's processes keep the model, one on each device, and make the steps of the video "
-        "together. `cpu*2` is to try it out on any machine; write `auto` or `0,1` for GPUs.\n\nWith the method `auto` "
-        "a few steps are timed when a size is first made, and the fastest way is taken: where several devices are no "
-        "faster than one, the sampler says so. The video is that of one device but for rounding.",
+        "together. `cpu*2` is to try it out on any machine; write **auto** or **0,1** for GPUs.\n\nWith the method "
+        "**auto** a few steps are timed when a size is first made, and the fastest way is taken: where several devices "
+        "are no faster than one, the sampler says so. The video is that of one device but for rounding.",
         0, BELOW_LOADER, (340, 270),
     )  # fmt: skip
 
@@ -258,10 +258,10 @@ def released(model: str, prompt: str, policy: str, text: str, **size: Any) -> Ca
 
 
 _FIRST = (
-    "\n\nThe first run downloads it to `models/pab` (some 20 to 30 GB, most of it the text encoder); an interrupted "
-    "download goes on. Who has a T5 XXL in `models/text_encoders` can choose it at the loader.\n\n**Little GPU "
-    "memory**: weights `fp8`, offload `parts` or `blocks` at the loader; kept `fp8` or `host` at the broadcast node, "
-    "which tells how much it keeps."
+    "\n\nThe first run downloads it to **models/pab** (some 20 to 30 GB, most of it the text encoder); an interrupted "
+    "download goes on. Who has a T5 XXL in **models/text_encoders** can choose it at the loader.\n\n**Little GPU "
+    "memory**: weights **fp8**, offload **parts** or **blocks** at the loader; kept **fp8** or **host** at the "
+    "broadcast node, which tells how much it keeps."
 )
 TEMPLATES: dict[str, Callable[[Graph], None]] = {
     "pab_text_to_video": text_to_video,
