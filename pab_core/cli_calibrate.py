@@ -36,6 +36,9 @@ def calibrate(
     error_like: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Or wanted: the error of this policy.")
     ] = None,
+    computed: Annotated[
+        str | None, typer.Option(metavar="N", help="Or wanted: so many of a run's calls of the model computed.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -56,13 +59,20 @@ def calibrate(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What a reused step is given: hold, gate, linear or taylor; default: linear, without a search hold.",
+            help="What a reused step is given: hold, gate, linear, taylor, or, by model alone, best: linear, taylor or "
+            "hold, whichever errs least. Default: best, or by kind or block linear; without a search hold.",
         ),
     ] = None,
     costs: Annotated[
         str, typer.Option(metavar="measured|flops|MODEL", help="Time as measured here, or counted of a released model.")
     ] = "measured",
     batch: BatchOption = "8",
+    timed_clips: Annotated[
+        str | None,
+        typer.Option(
+            "--timed-clips", metavar="N", help="Clips made together where time is measured; default: as --batch."
+        ),
+    ] = None,
     seconds: SecondsOption = None,
     teacache: Annotated[
         bool, typer.Option("--teacache", help="Fit TeaCache's coefficients instead, from the same recording.")
@@ -85,18 +95,23 @@ def calibrate(
         from .broadcast.calibrated import coefficients_path, own_path
         from .checkpoints import find_model
         from .devices import check_device
-        from .evaluate.calibration import Aim, Search
+        from .evaluate.calibration import BEST, Aim, Search, check_together
         from .pipeline import Pipeline
         from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()
         spec = found.spec
-        aim = Aim(_number(speedup), _number(error), like, error_like)
+        calls = None if computed is None else count_of(computed, "computed calls")
+        aim = Aim(_number(speedup), _number(error), like, error_like, calls)
         if teacache and not aim.is_none:
             raise PabError("TeaCache decides by its threshold: give --teacache without a wanted speed-up or error.")
-        given = predictor or ("hold" if aim.is_none else "linear")
-        search = Search(by, count_of(groups, "groups", spec.depth), given, costs, count_of(batch, "clips"))  # pyright: ignore[reportArgumentType]
+        given = predictor or ("hold" if aim.is_none else BEST if by == "model" else "linear")
+        together = count_of(batch, "clips")
+        timed = together if timed_clips is None else count_of(timed_clips, "clips")
+        apart = count_of(groups, "groups", spec.depth)
+        search = Search(by, apart, given, costs, together, timed_clips=timed)  # pyright: ignore[reportArgumentType]
+        check_together(aim, search, schedule_for(spec, "off", found.sampler).steps)
         for policy in filter(None, (like, error_like)):
             schedule_for(spec, policy, found.sampler)
         usual = coefficients_path(spec.family, spec.depth) if teacache else own_path(spec.family, spec.depth, name)

@@ -71,7 +71,8 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             from .broadcast.cache import make_store
             from .checkpoints import find_model
             from .devices import check_device
-            from .evaluate.quality import draw_quality, measure_quality
+            from .evaluate.quality import measure_quality
+            from .evaluate.quality_report import draw_quality
             from .evaluate.results import write_report
             from .pipeline import Pipeline
             from .settings import schedule_for
@@ -114,7 +115,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             if as_json:
                 typer.echo(json.dumps(report.to_json()))
                 return
-            typer.echo(f"{report.about}\n\n{report.to_markdown()}\n{report.clips} of {len(chosen)} clips, in {folder}")
+            typer.echo(f"{report.to_markdown()}\n{report.clips} of {len(chosen)} clips, in {folder}")
 
     run.__doc__ = told
     return run

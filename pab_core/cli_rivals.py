@@ -29,7 +29,17 @@ from .cli_options import DeviceOption, JsonOption, ModelOption
 from .errors import PabError
 from .terminal import answered, progress
 
-WAYS = ("model", "model linear", "model taylor", "kind", "kind linear", "kind taylor", "kind gate", "kind groups")
+WAYS = (
+    "model best",
+    "model",
+    "model linear",
+    "model taylor",
+    "kind",
+    "kind linear",
+    "kind taylor",
+    "kind gate",
+    "kind groups",
+)
 WAYS += ("block", "block linear")
 
 
@@ -42,7 +52,7 @@ def rivals(
     way: Annotated[
         list[str] | None,
         typer.Option(
-            "--way", metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: model linear."
+            "--way", metavar="WAY", help=f"How to search: {', '.join(WAYS)}; may be repeated; default: model best."
         ),
     ] = None,
     clips: Annotated[str, typer.Option(metavar="N", help="Prompts to compare on, each with every seed.")] = "64",
@@ -67,7 +77,7 @@ def rivals(
         from .broadcast.presets import FAMILIES
         from .checkpoints import find_model
         from .devices import check_device
-        from .evaluate.quality import draw_quality
+        from .evaluate.quality_report import draw_quality
         from .evaluate.recording import draw_recording, record
         from .evaluate.results import write_report
         from .evaluate.rivals import compare_rivals
@@ -81,7 +91,7 @@ def rivals(
         for name in names:
             schedule_for(spec, name, found.sampler)
         together = count_of(batch, "clips")
-        ways = {name: _way(name, spec.depth, costs, together) for name in way or ["model linear"]}
+        ways = {name: _way(name, spec.depth, costs, together) for name in way or ["model best"]}
         count, most = count_of(clips, "prompts"), count_of(calibration_clips, "clips")
         if prompts is None:
             texts, own = prompts_of(spec, None, count), prompts_of(spec, None, most, draw=CALIBRATION)
@@ -135,5 +145,5 @@ def _way(name: str, depth: int, costs: str, batch: int) -> Any:
         raise PabError(f"There is no way to search named '{name}'. Known are {', '.join(WAYS)}.")
     whole, _, more = name.partition(" ")
     groups = depth if whole == "block" else 2 if more == "groups" else 1
-    predictor = more if more in ("linear", "taylor", "gate") else "hold"
+    predictor = more if more in ("best", "linear", "taylor", "gate") else "hold"
     return Search(whole, groups, predictor, costs, batch)  # pyright: ignore[reportArgumentType]

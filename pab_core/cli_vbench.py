@@ -8,6 +8,7 @@ import typer
 
 from .cli_measuring import FolderOption, count_of, resumable
 from .cli_options import DeviceOption, JsonOption, ModelOption, PolicyOption
+from .errors import PabError
 from .terminal import answered, progress
 
 
@@ -21,6 +22,9 @@ def vbench(
     info: Annotated[
         Path | None, typer.Option(metavar="FILE", help="VBench_full_info.json; default: that of the package vbench.")
     ] = None,
+    python: Annotated[
+        str | None, typer.Option("--python", metavar="FILE", help="Of an environment with vbench; default: this one.")
+    ] = None,
     output: FolderOption = Path("pab-vbench"),
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -29,14 +33,25 @@ def vbench(
     with answered():
         from .checkpoints import find_model
         from .devices import check_device
-        from .evaluate.vbench import HOW_TO_GET, find_info, is_installed, make_suite, read_suite, run_vbench
+        from .evaluate.vbench import (
+            HOW_TO_GET,
+            UNFILTERED,
+            find_info,
+            installed,
+            make_suite,
+            read_suite,
+            run_vbench,
+        )
         from .pipeline import Pipeline
         from .settings import schedule_for
 
         found = find_model(model)
         found.check_complete()
         table = schedule_for(found.spec, policy, found.sampler)
-        source = find_info(None if info is None else info.expanduser())
+        package = installed(python)
+        if python is not None and package is None:
+            raise PabError(f"vbench is not installed in the environment of {python}: pip install vbench there.")
+        source = find_info(None if info is None else info.expanduser(), package)
         suite = read_suite(source, dimension or (), None if samples is None else count_of(samples, "videos"))
         folder, computes_on = output.expanduser(), check_device(device)
         videos = folder / f"{found.spec.name}-{table.policy}".replace("/", "_")
@@ -45,9 +60,11 @@ def vbench(
             pipe = Pipeline.load(model, device=computes_on)
             make_suite(pipe, policy, suite, videos, on_progress=lambda done, total: show("videos", done, total))
             scores = None
-            if is_installed():
+            if package is not None:
                 show("judge", 0, 0)
-                scores = run_vbench(source, videos, folder, videos.name, dimension or (), computes_on)
+                scores = run_vbench(source, videos, folder, dimension or (), computes_on, python)
+                if "temporal_flickering" in scores and computes_on.type == "cpu":
+                    typer.echo(UNFILTERED, err=True)
         if as_json:
             typer.echo(json.dumps({"videos": str(videos), "count": len(suite), "scores": scores}))
             return

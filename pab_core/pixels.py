@@ -6,7 +6,12 @@ from torch import Tensor
 
 def to_uint8(video: Tensor) -> Tensor:
     """[-1, 1], any shape -> uint8 0..255 on the CPU."""
-    return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+    return to_levels(video).cpu()
+
+
+def to_levels(video: Tensor) -> Tensor:
+    """As to_uint8, on the video's own device."""
+    return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def as_video(frames: Tensor) -> Tensor:

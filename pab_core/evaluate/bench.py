@@ -37,6 +37,7 @@ class SpeedRow:
     speed: str = "exact"  # how it was computed
     difference: float = 0.0  # relative distance of the clean latents from the first row's
     peak_bytes: int | None = None  # of tensors on the GPU in the loop; None on a CPU
+    kept: str = "plain"  # where updates waited
 
     @property
     def median(self) -> float:
@@ -85,7 +86,7 @@ def measure_speed(
     seed: int = 1,
     repeat: int = 3,
     clips: int = 1,
-    kept: str = "plain",
+    kept: str | Sequence[str] = "plain",
     steps: int | None = None,
     num_frames: int | None = None,
     height: int | None = None,
@@ -101,7 +102,8 @@ def measure_speed(
 
     Args:
         clips: made together; a GPU that a single small clip leaves idle is timed with more.
-        kept: where updates wait, as in Pipeline.generate.
+        kept: where updates wait, as in Pipeline.generate; of several, each policy is timed with each of them, off with
+            the first.
         speeds: each policy at each of them, off at the first being what the others are compared with; None: the
             pipeline's own.
         text_tokens: of random text, where the pipeline has no text encoder.
@@ -110,13 +112,15 @@ def measure_speed(
     check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
     pipes = [pipe] if speeds is None else [at_speed(pipe, speed) for speed in speeds]
-    cases = [(one, policy) for one in pipes for policy in ("off", *policies)]
-    tables = [one.schedule(policy, steps=steps, **size) for one, policy in cases]
+    stores = [kept] if isinstance(kept, str) else list(kept)
+    cases = [(one, policy, stores[0]) for one in pipes for policy in ("off", *policies)]
+    cases += [(one, policy, store) for store in stores[1:] for one in pipes for policy in policies]
+    tables = [one.schedule(policy, steps=steps, **size) for one, policy, _ in cases]
     once = random_text(pipe, text_tokens) if pipe.text_encoder is None else pipe.encode_prompt(prompt)
     text = _repeated(once, clips)
     noise = torch.cat([pipe.prepare_latents(seed + i, **size) for i in range(clips)])
 
-    def timed(one: Pipeline, table: ScheduleTable, steps: int | None) -> tuple[float, Tensor, ScheduleTable]:
+    def timed(one: Pipeline, table: ScheduleTable, steps: int | None, kept: str) -> tuple[float, Tensor, ScheduleTable]:
         run = one.new_run(table, kept)
         _finish(pipe.device)
         start = time.perf_counter()
@@ -127,7 +131,7 @@ def measure_speed(
     asked, peaks = list(tables), [0 for _ in tables]
     few = min(_WARM_UP_STEPS, tables[0].steps)
     for one in pipes:
-        timed(one, one.schedule("off", steps=few, **size), few)
+        timed(one, one.schedule("off", steps=few, **size), few, "plain")
     seconds: list[list[float]] = [[] for _ in tables]
     latents: dict[int, Tensor] = {}
     on_gpu = pipe.device.type == "cuda"
@@ -140,7 +144,8 @@ def measure_speed(
         # What it decided itself to reuse, it tells only now.
         if on_gpu:
             torch.cuda.reset_peak_memory_stats(pipe.device)
-        elapsed, latents[which], tables[which] = timed(cases[which][0], asked[which], steps)
+        case, _, store = cases[which]
+        elapsed, latents[which], tables[which] = timed(case, asked[which], steps, store)
         seconds[which].append(elapsed)
         if on_gpu:
             peaks[which] = torch.cuda.max_memory_allocated(pipe.device)
@@ -160,6 +165,7 @@ def measure_speed(
             speed=cases[i][0].speed,
             difference=float((latents[i] - latents[0]).norm() / latents[0].norm()),
             peak_bytes=peaks[i] if on_gpu else None,
+            kept=cases[i][2],
         )
         for i, table in enumerate(tables)
     )

@@ -10,28 +10,26 @@ goes on, and another of the same clips finds there what it has in common with it
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from ..broadcast import ScheduleTable
-from ..broadcast.schedule_file import ScheduleFile, schedule_of
+from ..broadcast.schedule_file import Rule, ScheduleFile, neighbours, schedule_of
 from ..errors import PabError
-from ..models.layers import Branch
+from ..models.layers import Branch, Kind
 from ..pipeline import Pipeline
+from .candidates import Candidate, Cell, Unit, digest
 from .costs import Costs
 from .generation import Clip, make_latents
 from .results import ResultFile
 
-Unit = tuple[Branch, ...]  # branches that are computed at the same steps
-Cell = tuple[int, int]  # unit and step
 Move = tuple[Cell, ...]  # reused together
 Whole = Literal["kind", "block", "model"]
 OnProgress = Callable[[float, float], None]  # share of the time that is left, error
@@ -41,44 +39,6 @@ _BOLD = 0.7  # of what a removal is expected to cost, where it was not judged
 
 class TooLittleTime(PabError):
     """What was asked for needs more time; what was done so far is kept."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """The steps at which each unit is computed; step 0 always is."""
-
-    units: tuple[Unit, ...]
-    steps: int
-    reused: frozenset[Cell] = frozenset()
-
-    def with_reused(self, cells: Iterable[Cell]) -> Candidate:
-        return Candidate(self.units, self.steps, self.reused | set(cells))
-
-    def with_computed(self, cells: Iterable[Cell]) -> Candidate:
-        return Candidate(self.units, self.steps, self.reused - set(cells))
-
-    @property
-    def source(self) -> dict[Branch, tuple[int, ...]]:
-        """As that of a table, in the order of the units."""
-        found: dict[Branch, tuple[int, ...]] = {}
-        for number, unit in enumerate(self.units):
-            row: list[int] = []
-            for i in range(self.steps):
-                row.append(row[-1] if (number, i) in self.reused else i)
-            found |= dict.fromkeys(unit, tuple(row))
-        return found
-
-    def table(self, off: ScheduleTable, name: str = "calibrated", predictor: str = "hold") -> ScheduleTable:
-        source = self.source
-        rows = {branch: source[branch] for branch in off.branches}
-        return ScheduleTable(name, off.timesteps, rows, predictor=predictor)
-
-
-def digest(table: ScheduleTable) -> str:
-    """The same for tables by which a run does the same."""
-    rows = sorted((repr(branch), row) for branch, row in table.source.items() if row != tuple(range(table.steps)))
-    about = (table.timesteps, rows, (table.predictor, table.scores) if rows else "", table.groups, table.decide)
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:24]
 
 
 def make_units(branches: Sequence[Branch], groups: int, whole: Whole = "kind") -> tuple[Unit, ...]:
@@ -97,10 +57,18 @@ def make_units(branches: Sequence[Branch], groups: int, whole: Whole = "kind") -
 
 
 class Trial:
-    """Judges schedules on some clips, made `batch` at a time."""
+    """Judges schedules on some clips, made `batch` at a time; `merge`: what is reused together is kept as its sum."""
 
-    def __init__(self, pipe: Pipeline, clips: Sequence[Clip], path: Path, batch: int = 8, predictor: str = "hold"):
-        self.pipe, self.clips, self.batch, self.predictor = pipe, clips, batch, predictor
+    def __init__(
+        self,
+        pipe: Pipeline,
+        clips: Sequence[Clip],
+        path: Path,
+        batch: int = 8,
+        predictor: str = "hold",
+        merge: bool = False,
+    ):
+        self.pipe, self.clips, self.batch, self.predictor, self.merge = pipe, clips, batch, predictor, merge
         self.off = pipe.schedule("off")
         header = {"search": pipe.spec.name, "steps": pipe.spec.steps, "clips": [[c.prompt, c.seed] for c in clips]}
         self.file = ResultFile(path, header)
@@ -110,11 +78,16 @@ class Trial:
         self.on_judged: Callable[[int], None] | None = None  # told how many are known
         self._plain: list[Tensor] | None = None
 
+    def table(self, candidate: Candidate) -> ScheduleTable:
+        """As a run follows it."""
+        made = candidate.table(self.off, predictor=self.predictor)
+        return replace(made, groups=neighbours(made.source)) if self.merge and made.predictor != "gate" else made
+
     def error(self, candidate: Candidate) -> float:
-        return self.error_of(candidate.table(self.off, predictor=self.predictor))
+        return self.error_of(self.table(candidate))
 
     def knows(self, candidate: Candidate) -> bool:
-        return self.knows_table(candidate.table(self.off, predictor=self.predictor))
+        return self.knows_table(self.table(candidate))
 
     def knows_table(self, table: ScheduleTable) -> bool:
         return digest(table) in self.known
@@ -301,5 +274,9 @@ def calibrated_file(
 ) -> ScheduleFile:
     """The schedule as a file that serves runs of any length; `merge`: what is reused together is kept as its sum."""
     spec, off = pipe.spec, pipe.schedule("off")
-    made = schedule_of(candidate.table(off, name, predictor), spec.family, spec.depth, name, note)
-    return made.model_copy(update={"stretch": True, "merge": merge and predictor != "gate"})
+    table = candidate.table(off, name, predictor)
+    made = schedule_of(table, spec.family, spec.depth, name, note)
+    rules = made.rules
+    if len(set(table.source.values())) == 1 and rules:  # all of the model at the same steps: one rule says it
+        rules = (Rule(kinds=get_args(Kind), source=rules[0].source),)
+    return made.model_copy(update={"rules": rules, "stretch": True, "merge": merge and table.predictor != "gate"})

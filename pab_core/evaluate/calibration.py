@@ -6,32 +6,32 @@ Everything that takes long is kept in a folder, so the same calibration, started
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..broadcast import ScheduleTable, Window
-from ..broadcast.predictors import check_predictor
-from ..broadcast.schedule_file import VERSION, ModelId, Rule, ScheduleFile, Span, neighbours
+from ..broadcast.predictors import HISTORY, check_predictor
+from ..broadcast.schedule_file import VERSION, ModelId, Rule, ScheduleFile, Span
 from ..broadcast.whole_file import whole_file, write_whole
 from ..errors import PabError
 from ..models.layers import Kind
 from ..pipeline import Pipeline
-from .calibrate import GRID, Candidate, Trial, Whole, calibrated_file, digest, late, make_units, remove, shift
-from .costs import Costs, find_costs, seconds_of
+from .calibrate import GRID, Trial, Whole, calibrated_file, make_units, remove, shift
+from .candidates import Candidate
+from .clocked import at_time, computed_in, timed_shares
+from .costs import Costs, find_costs
 from .generation import Clip
 from .recording import Recording, draw_recording, record, save_recording, stable_window
 from .spread import spread
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 _LONGEST = 9
-_CORRECTIONS = 3  # of a schedule that the clock found to take another time than costs said
-_CLOSE = 0.985  # of the wanted time is near enough to it
-_ROUNDS = 3
+BEST = "best"  # no predictor: the best of these for the schedule at hand
+_OF_THOSE = ("linear", "taylor", "hold")
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,18 @@ class Aim:
     like: a policy, whose share of the time is to be reached.
     error: root of the mean squared relative distance of the clean latents.
     error_like: a policy, whose error is to be reached.
+    computed: calls of the model, where a search is by model.
     """
 
     speedup: float | None = None
     error: float | None = None
     like: str | None = None
     error_like: str | None = None
+    computed: int | None = None
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.speedup, self.error, self.like, self.error_like)) > 1:
+        given = (self.speedup, self.error, self.like, self.error_like, self.computed)
+        if sum(value is not None for value in given) > 1:
             raise PabError("A calibration has one aim: give either the wanted speed-up or the wanted error.")
         for name, value, least in (("speed-up", self.speedup, 1), ("error", self.error, 0)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
@@ -65,7 +68,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Search:
-    """How to search; see calibrate.make_units, predictors and costs.find_costs."""
+    """How to search; see candidates.make_units, predictors and costs.find_costs."""
 
     whole: Whole = "kind"
     groups: int = 1
@@ -73,11 +76,25 @@ class Search:
     costs: str = "measured"
     batch: int = 8
     rounds: int = 2  # of moving computations to the steps beside
+    timed_clips: int | None = None  # made together where the time is measured; None: `batch`
 
     def __post_init__(self) -> None:
         if self.whole not in ("kind", "block", "model"):
             raise PabError(f"A schedule is searched by kind, block or model, not by '{self.whole}'.")
-        check_predictor(self.predictor)
+        if self.predictor != BEST:
+            check_predictor(self.predictor)
+        elif self.whole != "model":
+            raise PabError("The best predictor is found in a search by model alone: name one for this search.")
+
+    @property
+    def predictors(self) -> tuple[str, ...]:
+        """Those to choose from; the first is the one to begin with."""
+        return _OF_THOSE if self.predictor == BEST else (self.predictor,)
+
+    @property
+    def together(self) -> int:
+        """Clips made together where the time is measured."""
+        return self.timed_clips or self.batch
 
     @property
     def merge(self) -> bool:
@@ -108,7 +125,8 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished one. `share` is that of the time which the costs predict, `error` that of the clips it was made on."""
+    """A finished one. `share` is that of the time, by the clock or as the costs predict; `error` is that of the clips
+    it was made on."""
 
     schedule: ScheduleFile
     proposal: Proposal
@@ -116,11 +134,13 @@ class Calibration:
     error: float
     judged: int  # schedules, in this process
     clips: int
+    computed: int | None = None  # calls of the model that compute all of it, where the others compute nothing
 
     def to_json(self) -> dict[str, Any]:
         numbers = {"share": round(self.share, 4), "speedup": round(1 / self.share, 4), "error": round(self.error, 6)}
         proposal = self.proposal.to_json()
-        return {"policy": self.schedule.name, **numbers, **proposal, "judged": self.judged, "clips": self.clips}
+        more = {} if self.computed is None else {"computed": self.computed, "predictor": self.schedule.predictor}
+        return {"policy": self.schedule.name, **numbers, **more, **proposal, "judged": self.judged, "clips": self.clips}
 
 
 def propose(recording: Recording, times: float = 3.0) -> Proposal:
@@ -159,119 +179,115 @@ def calibrate(
     Raises:
         PabError: the folder holds another calibration; the aim cannot be reached; a user's policy is unknown.
     """
+    check_together(aim, search, len(pipe.schedule("off").timesteps))
     tell = on_progress or (lambda stage, done, total: None)
     units = make_units(pipe.spec.branches, search.groups, search.whole)
-    recording = record(pipe, clips, folder / "recording.jsonl", lambda done, total: tell("record", done, total))
-    save_recording(recording, folder / "changes.json")
-    with whole_file(folder / "changes.png") as part:
-        draw_recording(recording, part)
+    path = folder / "recording.jsonl"
+    recording = record(pipe, clips, path, lambda done, total: tell("record", done, total), search.batch)
+    changes, figure = folder / "changes.json", folder / "changes.png"
+    before = changes.read_bytes() if changes.is_file() else b""
+    save_recording(recording, changes)
+    if changes.read_bytes() != before or not figure.is_file():  # calibrations for several aims share the folder
+        with whole_file(figure) as part:
+            draw_recording(recording, part)
     proposal = propose(recording)
     write_whole(folder / "proposal.json", json.dumps(proposal.to_json(), indent=2) + "\n")
-    trial = Trial(pipe, clips, folder / "search.jsonl", search.batch, search.predictor)
-    tell("costs", 0, 0)
-    costs = kept_costs(trial, search)
-    tell("search", 0, 0)
-    moves = trial.off.steps - 1 + (len(units) > 1) * len(units) * -(-trial.off.steps // GRID)  # that are judged first
-    trial.on_judged = lambda known: tell("try", known, moves) if known < moves else None
+    trial = Trial(pipe, clips, folder / "search.jsonl", search.batch, search.predictors[0], search.merge)
     if aim.is_none:
+        tell("costs", 0, 0)
         note = f"proposed from the changes of {len(clips)} clips"
         made = proposal.schedule(pipe, name, search.predictor, note)
         table = pipe.schedule(made)
-        return Calibration(made, proposal, costs.share(table), trial.error_of(table), trial.judged, len(clips))
-    share, error = wanted(trial, costs, aim, search)
+        share = kept_costs(trial, search).share(table)
+        return Calibration(made, proposal, share, trial.error_of(table), trial.judged, len(clips))
+    tell("costs", 0, 0)
+    clocked = search.whole == "model" and search.costs == "measured"
+    # By the clock it is enough to know how many steps are computed.
+    costs = Costs(dict.fromkeys(trial.off.branches, 1.0), 0.0) if clocked else kept_costs(trial, search)
+    share, error, count = wanted(trial, costs, aim, search)
+    took: float | None = None
+    if share is not None and clocked:
+        tell("time", 0, 0)
+        slowest = max(search.predictors, key=HISTORY.__getitem__)
+        count, took = computed_in(trial, units, share, slowest, search.together, until)
+        share = None
+    tell("search", 0, 0)
+    moves = trial.off.steps - 1 + (len(units) > 1) * len(units) * -(-trial.off.steps // GRID)  # that are judged first
+    trial.on_judged = lambda known: tell("try", known, moves) if known < moves else None
 
     def on_found(left: float, reached: float) -> None:
-        done = (1 - left) / (1 - share) if share is not None else reached / (error or 1)
+        done = 1.0 if count is not None else (1 - left) / (1 - share) if share is not None else reached / (error or 1)
         tell("search", min(int(100 * done), 100), 100)
 
-    find = partial(spread, rounds=search.rounds) if search.whole == "model" else remove
-    best, took = find(trial, costs, units, share=share, error=error, until=until, on_progress=on_found), None
+    find: Callable[..., Candidate] = remove
+    if search.whole == "model":
+        find = partial(spread, rounds=search.rounds, predictors=search.predictors)
+    find = partial(find, trial, costs, units, until=until, on_progress=on_found)
+    best = find(count=count) if count is not None else find(share=share, error=error)
     if share is not None and aim.like is not None and search.costs == "measured":
-        again = partial(find, trial, costs, units, until=until)
-        best, took = at_time(trial, search, best, share, lambda asked: again(share=asked), until)
+        best, took = at_time(trial, best, share, lambda asked: find(share=asked), search.together, until)
     best = shift(trial, costs, best, rounds=search.rounds, until=until)
-    share, error = costs.share(best) if took is None else took, trial.error(best)
-    note = (
-        f"searched by {search.whole} in groups of {search.groups} on {len(clips)} clips, costs {search.costs}: "
-        f"{share:.3f} of the time, error {error:.4g}"
+    if took is None:
+        took = timed_shares(trial, [trial.table(best)], search.together)[0] if clocked else costs.share(best)
+    return finished(trial, search, aim, best, took, proposal, name)
+
+
+def check_together(aim: Aim, search: Search, calls: int) -> None:
+    """PabError where a search of a run of so many calls of the model cannot have that aim."""
+    if aim.is_none and search.predictor == BEST:
+        raise PabError("The best predictor is found by a search: give a wanted speed-up or error, or name one.")
+    if aim.computed is None:
+        return
+    if search.whole != "model":
+        raise PabError("So many calls are computed as a whole in a search by model alone: leave out --by.")
+    if not 1 <= aim.computed < calls:
+        raise PabError(f"Of {calls} calls of the model, 1 to {calls - 1} can be computed, not {aim.computed}.")
+
+
+def finished(
+    trial: Trial, search: Search, aim: Aim, best: Candidate, share: float, proposal: Proposal, name: str
+) -> Calibration:
+    """What was found, with a note of how."""
+    pipe, error, calls = trial.pipe, trial.error(best), trial.off.steps
+    computed = calls - len(best.reused) if search.whole == "model" else None
+    note = "" if computed is None else f"{computed} of {calls} calls computed; "
+    groups = f" in groups of {search.groups}" if search.groups > 1 else ""
+    note += (
+        f"searched by {search.whole}{groups} on {len(trial.clips)} clips, costs {search.costs}: {share:.3f} of the "
+        f"time, error {error:.4g}"
     )
-    schedule = calibrated_file(pipe, best, name, note, predictor=search.predictor, merge=search.merge)
-    return Calibration(schedule, proposal, share, error, trial.judged, len(clips))
-
-
-def at_time(
-    trial: Trial,
-    search: Search,
-    found: Candidate,
-    share: float,
-    find: Callable[[float], Candidate],
-    until: float | None = None,
-) -> tuple[Candidate, float]:
-    """The schedule that takes `share` of the time by the clock, and its share: costs predict a few percent wrong, so
-    what they led to is timed, and a schedule found again for as much more or less."""
-    asked, tried = share, dict[Candidate, float]()
-    for _ in range(_CORRECTIONS):
-        tried[found] = timed_share(trial, as_run(trial, found, search))
-        if _CLOSE * share <= tried[found] <= share or late(until):
-            break
-        asked = min(asked * share / tried[found], 0.99)
-        try:
-            found = find(asked)
-        except PabError:  # no such, or no time for it: what is there has to do
-            break
-        if found in tried:
-            break
-    fitting = {candidate: took for candidate, took in tried.items() if took <= share}
-    best = max(fitting, key=lambda c: fitting[c]) if fitting else min(tried, key=lambda c: tried[c])
-    return best, tried[best]
-
-
-def as_run(trial: Trial, candidate: Candidate, search: Search) -> ScheduleTable:
-    """Its table, with what is reused together kept as the search says."""
-    table = candidate.table(trial.off, predictor=search.predictor)
-    return replace(table, groups=neighbours(table.source)) if search.merge else table
-
-
-def timed_share(trial: Trial, table: ScheduleTable) -> float:
-    """Of the time of a run without reuse, the shortest of a few: kept with what was judged."""
-    key = digest(table)
-    line = trial.file.find(timed=key)
-    if line is None:
-        clips, least = trial.clips[: trial.batch], [math.inf, math.inf]  # the first round is a warm-up, nearly always
-        for _ in range(_ROUNDS):
-            for number, one in enumerate((trial.off, table)):
-                least[number] = min(least[number], seconds_of(trial.pipe, clips, one))
-        line = {"timed": key, "share": least[1] / least[0]}
-        trial.file.add(line)
-    return line["share"]
+    for policy in filter(None, (aim.like, aim.error_like)):
+        note += f", {policy}'s {trial.error_of(pipe.schedule(policy)):.4g}"
+    schedule = calibrated_file(pipe, best, name, note, predictor=search.predictors[0], merge=search.merge)
+    return Calibration(schedule, proposal, share, error, trial.judged, len(trial.clips), computed)
 
 
 def kept_costs(trial: Trial, search: Search) -> Costs:
     """As they were found first: with others, a search that goes on would take another way."""
-    told = {"costs": search.costs, "predictor": search.predictor, "merge": search.merge}
+    told = {"costs": search.costs, "predictor": search.predictors[0], "merge": search.merge}
     line = trial.file.find(**told)
     if line is None:
         clips = trial.clips[: search.batch]
-        found = find_costs(trial.pipe, search.costs, clips, search.predictor, search.merge)
+        found = find_costs(trial.pipe, search.costs, clips, search.predictors[0], search.merge)
         line = told | {"shares": found.to_json()}
         trial.file.add(line)
     return Costs.from_json(line["shares"], trial.off.branches)
 
 
-def wanted(trial: Trial, costs: Costs, aim: Aim, search: Search) -> tuple[float | None, float | None]:
-    """The share of the time or the error that an aim means, the other None."""
-    if aim.speedup is not None:
-        return 1 / aim.speedup, None
-    if aim.error is not None:
-        return None, aim.error
+def wanted(trial: Trial, costs: Costs, aim: Aim, search: Search) -> tuple[float | None, float | None, int | None]:
+    """The share of the time, the error or the computed calls that an aim means, the others None."""
+    if aim.speedup is not None or aim.error is not None or aim.computed is not None:
+        return None if aim.speedup is None else 1 / aim.speedup, aim.error, aim.computed
     table = trial.pipe.schedule(aim.like or aim.error_like or "off")
     if table.sampler_steps is not None or table.decide is not None or table.scores:
         raise PabError(
             f"The policy {table.policy} has no schedule of this many steps to be like: choose one named pab."
         )
-    return (share_of(trial, costs, table, search), None) if aim.like else (None, trial.error_of(table))
+    if aim.like:
+        return share_of(trial, costs, table, search), None, None
+    return None, trial.error_of(table), None
 
 
 def share_of(trial: Trial, costs: Costs, table: ScheduleTable, search: Search) -> float:
     """Of the time that a policy takes: by the clock where costs are, since they are those of another way to reuse."""
-    return timed_share(trial, table) if search.costs == "measured" else costs.share(table)
+    return timed_shares(trial, [table], search.together)[0] if search.costs == "measured" else costs.share(table)

@@ -4,6 +4,7 @@ at hand, or by the arithmetic of this or of another model.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from ..models.layers import Branch
 from ..models.registry import MODELS
 from ..pipeline import Pipeline
 from .flops import PAPER, as_published, count_call
-from .generation import Clip, make_latents
+from .generation import Clip, make_latents, prepare
 
 _STEPS = 8  # of the runs that are compared on a GPU
 _ROUNDS = 3
+_WARM_UP_STEPS = 4  # PNDM makes no less
 _TOKENS = 20
 
 
@@ -141,8 +143,9 @@ def by_calls(pipe: Pipeline, clips: Sequence[Clip]) -> Costs:
 
 def by_difference(pipe: Pipeline, clips: Sequence[Clip], predictor: str = "hold", merge: bool = False) -> Costs:
     """What a run saves where a kind and stream is computed at its first steps only, as many as the predictor takes;
-    together as much as a run saves where all are. The shortest of a few rounds."""
-    off = pipe.schedule("off", steps=min(_STEPS, pipe.spec.steps))
+    together as much as a run saves where all are. Medians of a few rounds."""
+    few = min(_STEPS, pipe.spec.steps)
+    off = pipe.schedule("off", steps=few)
     first = HISTORY[predictor]
     computed, reused = tuple(range(off.steps)), tuple(min(i, first - 1) for i in range(off.steps))
     kinds = list(dict.fromkeys((branch.kind, branch.stream) for branch in off.branches))
@@ -153,11 +156,7 @@ def by_difference(pipe: Pipeline, clips: Sequence[Clip], predictor: str = "hold"
         return ScheduleTable("costs", off.timesteps, source, groups=groups, predictor=predictor)
 
     tables = [off, *(without([kind]) for kind in kinds), without(kinds)]
-    make_latents(pipe, clips, off, steps=min(_STEPS, pipe.spec.steps))
-    best = [float("inf")] * len(tables)
-    for _ in range(_ROUNDS):
-        for number, table in enumerate(tables):
-            best[number] = min(best[number], seconds_of(pipe, clips, table, steps=min(_STEPS, pipe.spec.steps)))
+    best = [statistics.median(seconds) for seconds in time_runs(pipe, clips, tables, steps=few)]
     # Noise must not make a branch free: it would be thought to save nothing.
     floor = 1e-4 * best[0] / len(off.branches)
     saved = [max(best[0] - seconds, floor) for seconds in best[1:]]
@@ -168,11 +167,33 @@ def by_difference(pipe: Pipeline, clips: Sequence[Clip], predictor: str = "hold"
     return Costs(branches, max(best[0] / off.steps - sum(branches.values()), 0.0))
 
 
-def seconds_of(pipe: Pipeline, clips: Sequence[Clip], table: ScheduleTable, steps: int | None = None) -> float:
-    """Of one run with these clips made together."""
-    start = now(pipe.device)
-    make_latents(pipe, clips, table, steps=steps)
-    return now(pipe.device) - start
+def time_runs(
+    pipe: Pipeline,
+    clips: Sequence[Clip],
+    tables: Sequence[ScheduleTable],
+    *,
+    steps: int | None = None,
+    rounds: int = _ROUNDS,
+) -> list[list[float]]:
+    """Seconds of the denoise loop of these clips made together, under each table in each round.
+
+    As bench.measure_speed: each round begins with another table, and a short run goes before them all.
+    """
+    noise, text = prepare(pipe, clips)
+
+    def seconds(table: ScheduleTable, steps: int | None) -> float:
+        start = now(pipe.device)
+        pipe.denoise(noise, text, table, steps=steps, seed=clips[0].seed, run=pipe.new_run(table))
+        return now(pipe.device) - start
+
+    few = min(_WARM_UP_STEPS, tables[0].steps)
+    seconds(pipe.schedule("off", steps=few), few)
+    found: list[list[float]] = [[] for _ in tables]
+    for turn in range(rounds):
+        for place in range(len(tables)):
+            which = (turn + place) % len(tables)
+            found[which].append(seconds(tables[which], steps))
+    return found
 
 
 def now(device: torch.device) -> float:

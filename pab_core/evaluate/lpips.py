@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import pickletools
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,15 +84,19 @@ class Lpips(nn.Module):
             found.append(x)
         return found
 
-    @torch.no_grad()
     def videos(self, video: Tensor, reference: Tensor) -> float:
         """The mean over the frames of two videos uint8 [T, H, W, 3]."""
+        return statistics.fmean(self.frames(video, reference))
+
+    @torch.no_grad()
+    def frames(self, video: Tensor, reference: Tensor) -> list[float]:
+        """Of each frame of two videos uint8 [T, H, W, 3]."""
         device = self.weights[0].device
-        total = 0.0
+        found = []
         for ours, theirs in zip(video.split(_BATCH), reference.split(_BATCH), strict=True):
             pair = (part.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1 for part in (ours, theirs))
-            total += float(self(*pair).double().sum())
-        return total / len(video)
+            found.append(self(*pair))
+        return torch.cat(found).tolist()
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from ..errors import PabError
 from .lpips import Lpips
 
 PSNR_IDENTICAL = 100.0  # dB told for identical frames, as the paper's authors count them
-_FRAMES = 16  # compared at a time
+_FRAMES = 64  # compared at a time
+_VIDEOS = 8
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,32 @@ def compare(video: Tensor, reference: Tensor, lpips: Lpips | None) -> Distance:
     Raises:
         PabError: they are not of one shape.
     """
-    check_videos(video, reference)
+    return compare_all([(video, reference)], lpips)[0]
+
+
+def compare_all(pairs: Sequence[tuple[Tensor, Tensor]], lpips: Lpips | None) -> list[Distance]:
+    """As `compare`, of many pairs of a video and its reference; a GPU is given the frames of several at once."""
+    for pair in pairs:
+        check_videos(*pair)
+    found: list[Distance] = []
+    for _, alike in groupby(pairs, key=lambda pair: pair[0].shape):
+        some = list(alike)
+        for start in range(0, len(some), _VIDEOS):
+            found += _compare(some[start : start + _VIDEOS], lpips)
+    return found
+
+
+def _compare(pairs: Sequence[tuple[Tensor, Tensor]], lpips: Lpips | None) -> list[Distance]:
+    """Of pairs of one shape."""
+    length = len(pairs[0][0])
+    ours, theirs = (torch.cat(videos) for videos in zip(*pairs, strict=True))
     if lpips is not None:  # where that computes fast, all else does
-        video, reference = (one.to(lpips.weights[0].device) for one in (video, reference))
-    far = math.nan if lpips is None else lpips.videos(video, reference)
-    return Distance(psnr(video, reference), ssim(video, reference), far)
+        ours, theirs = (one.to(lpips.weights[0].device) for one in (ours, theirs))
+    frames = [psnr_of_frames(ours, theirs), ssim_of_frames(ours, theirs)]
+    frames.append([math.nan] * len(ours) if lpips is None else lpips.frames(ours, theirs))
+    return [
+        Distance(*(statistics.fmean(values[i : i + length]) for values in frames)) for i in range(0, len(ours), length)
+    ]
 
 
 def check_videos(video: Tensor, reference: Tensor) -> None:
@@ -58,27 +81,36 @@ def check_videos(video: Tensor, reference: Tensor) -> None:
 
 def psnr(video: Tensor, reference: Tensor) -> float:
     """Peak signal-to-noise ratio in dB, mean over the frames."""
-    errors = (video.double() - reference.double()).square().mean((1, 2, 3))
-    return statistics.fmean(
+    return statistics.fmean(psnr_of_frames(video, reference))
+
+
+def psnr_of_frames(video: Tensor, reference: Tensor) -> list[float]:
+    parts = zip(video.split(_FRAMES), reference.split(_FRAMES), strict=True)
+    errors = torch.cat([(ours.double() - theirs.double()).square().mean((1, 2, 3)) for ours, theirs in parts])
+    return [
         min(10 * math.log10(255**2 / error), PSNR_IDENTICAL) if error else PSNR_IDENTICAL for error in errors.tolist()
-    )
+    ]
 
 
 def ssim(video: Tensor, reference: Tensor) -> float:
     """Structural similarity (Wang et al. 2004; Gaussian window of 11, sigma 1.5), mean over frames and channels."""
+    return statistics.fmean(ssim_of_frames(video, reference))
+
+
+def ssim_of_frames(video: Tensor, reference: Tensor) -> list[float]:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
         raise PabError("SSIM needs the package torchmetrics: pip install torchmetrics.") from None
     if min(video.shape[1:3]) < 11:
-        return math.nan  # smaller than its window
-    total = 0.0
+        return [math.nan] * len(video)  # smaller than its window
+    parts = []
     for ours, theirs in zip(video.split(_FRAMES), reference.split(_FRAMES), strict=True):
         a, b = (part.permute(0, 3, 1, 2).float() / 255 for part in (ours, theirs))
-        found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="sum")
+        found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
         assert isinstance(found, Tensor)
-        total += float(found)
-    return total / len(video)
+        parts.append(found.view(len(ours)))
+    return torch.cat(parts).tolist()
 
 
 @dataclass(frozen=True)

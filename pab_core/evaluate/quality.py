@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,92 +19,19 @@ from ..broadcast import AnyPolicy
 from ..errors import PabError
 from ..pipeline import Pipeline
 from .bench import measure_speed
-from .calibrate import digest
+from .candidates import digest
 from .generation import Clip, make_videos
 from .lpips import Lpips
-from .metrics import METRICS, Distance, Summary, compare, paired, summarise
+from .metrics import METRICS, Distance, compare_all
+from .quality_report import QualityReport, QualityRow
 from .results import ResultFile
 from .vmaf import Vmaf
 
-# videos uint8 [T, H, W, 3], their prompts -> for each a share, 0..1, of what the prompt asks for that is seen
+# videos uint8 [T, H, W, 3], on any device, and prompts -> for each the share, 0..1, of what is asked for that is seen
 Judge = Callable[[Sequence[Tensor], Sequence[str]], list[float]]
 OnProgress = Callable[[int, int], None]
-_WIDE = 50  # distances that differ by more are drawn on a logarithmic scale
+_SOME = 3  # rounds of which the first can be done without
 Key = tuple[str, str, str, int]  # policy, digest of its table, prompt, seed
-
-
-@dataclass(frozen=True)
-class QualityRow:
-    """One policy over all clips."""
-
-    policy: str
-    seconds: float  # median of the denoise loop of one clip
-    speedup: float  # off's seconds over these
-    reused: float  # share of all branch calls
-    values: Mapping[str, tuple[float, ...]]  # psnr, ssim, lpips and, where judged, adherence: a value for each clip
-    rival: str | None  # fewer steps of the same time
-
-    def summary(self, metric: str) -> Summary:
-        return summarise(self.values[metric])
-
-
-@dataclass(frozen=True)
-class QualityReport:
-    """`rows` begins with off, which has no distances, and ends with the rivals of fewer steps."""
-
-    header: Mapping[str, Any]
-    clips: int
-    rows: tuple[QualityRow, ...]
-
-    def row(self, policy: str) -> QualityRow:
-        return next(row for row in self.rows if row.policy == policy)
-
-    def against_rival(self, row: QualityRow, metric: str) -> Summary | None:
-        """The policy's values less those of fewer steps in the same time, clip by clip."""
-        if row.rival is None or metric not in row.values:
-            return None
-        return paired(row.values[metric], self.row(row.rival).values[metric])
-
-    @property
-    def about(self) -> str:
-        """What was measured, and on which machine, in a line."""
-        h = self.header
-        machine = ", ".join(f"{name} {value}" for name, value in h["machine"].items())
-        timed, kept = h.get("timed_clips", 1), f", updates kept as {h['kept']}" if "kept" in h else ""
-        return (
-            f"{h['model']}, {h['weights']} weights, {h['steps']} steps, {self.clips} clips"
-            f"{f', timed {timed} together' if timed > 1 else ''}{kept}; {machine}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        rows = []
-        for row in self.rows:
-            told: dict[str, Any] = {"policy": row.policy, "seconds": round(row.seconds, 4)}
-            told |= {"speedup": round(row.speedup, 4), "reused": round(row.reused, 4)}
-            told |= {metric: row.summary(metric).to_json() for metric in row.values}
-            if row.rival is not None:
-                differences = {metric: self.against_rival(row, metric) for metric in row.values}
-                told["rival"] = row.rival
-                told["less_rival"] = {m: d.to_json() for m, d in differences.items() if d is not None}
-            rows.append(told)
-        return {"header": dict(self.header), "clips": self.clips, "policies": rows}
-
-    def to_markdown(self) -> str:
-        judged, rated = (any(metric in row.values for row in self.rows) for metric in ("adherence", "vmaf"))
-        columns = ["policy", "seconds", "speed-up", "reused", "PSNR dB", "SSIM", "LPIPS", "LPIPS less fewer steps'"]
-        columns += ["VMAF"] * rated + ["prompt followed"] * judged
-        lines = ["| " + " | ".join(columns) + " |", "|" + "-|" * len(columns)]
-        for row in self.rows:
-            cells = [row.policy, f"{row.seconds:.3f}", f"{row.speedup:.2f}x", f"{row.reused:.0%}"]
-            cells += [row.summary(metric).text if metric in row.values else "-" for metric in METRICS]
-            against = self.against_rival(row, "lpips")
-            cells.append("-" if against is None else f"{against.text} ({row.rival})")
-            if rated:
-                cells.append(row.summary("vmaf").text if "vmaf" in row.values else "-")
-            if judged:
-                cells.append(row.summary("adherence").text)
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + f"\n\n{self.about}\n"
 
 
 def measure_quality(
@@ -129,7 +55,8 @@ def measure_quality(
     Args:
         path: of the results, JSON lines. Where it exists, it must be of the same model, clips and machine.
         batch: clips made together; it changes the results by rounding only.
-        kept: where updates wait, as in Pipeline.generate.
+        kept: where updates wait, as in Pipeline.generate: beside each policy whose updates are kept as they are, it is
+            measured with that, too; the name of the row says so.
         timed_clips: made together where the time is measured, which is told for one clip.
         until: of time.monotonic(); from then on no more clips are made than the first batch, and the report is of
             those that all policies have made.
@@ -153,8 +80,11 @@ def measure_quality(
     file = ResultFile(path, header)
     timing = _times(pipe, by_name, file, repeat, timed_clips, kept)
     everyone = ["off", *(name for name in timing["seconds"] if name != "off")]
-    chosen = {name: name for name in everyone} | by_name
-    tables = {name: pipe.schedule(chosen[name]) for name in everyone}
+    stores = {name: kept if name in timing["over_plain"] else "plain" for name in everyone}
+    usual = {name: name.removesuffix(f", {store}") for name, store in stores.items()}
+    known: dict[str, str | AnyPolicy] = dict(zip(everyone, usual.values(), strict=True))
+    known |= {name: by_name[usual[name]] for name in everyone if usual[name] in by_name}
+    tables = {name: pipe.schedule(policy) for name, policy in known.items()}
     # A name may come to mean another schedule, as that of one calibrated anew.
     keys = {name: (name, digest(table)) for name, table in tables.items()}
     made = {_key(line): line for line in file.lines if "prompt" in line}
@@ -170,7 +100,10 @@ def measure_quality(
                     return _report(made, header, timing, keys, clips[:finished])
                 if reference is None:
                     reference, _ = make_videos(pipe, part, tables["off"])
-                videos, reused = (reference, 0.0) if name == "off" else make_videos(pipe, part, tables[name], kept=kept)
+                if name == "off":
+                    videos, reused = reference, [0.0] * len(part)
+                else:
+                    videos, reused = make_videos(pipe, part, tables[name], kept=stores[name])
                 for line in _lines(keys[name], part, videos, reference, reused, lpips, vmaf, judge):
                     if _key(line) not in made:
                         file.add(line)
@@ -198,8 +131,16 @@ def _times(
     named = {name: digest(pipe.schedule(policy)) for name, policy in by_name.items()}
     if (found := file.find(what="times", policies=named)) is not None:
         return found
-    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips, kept=kept)
-    seconds = {row.policy: row.median / timed_clips for row in speed.rows}
+    stores = ["plain"] if kept == "plain" else ["plain", kept]
+    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips, kept=stores)
+    plain = {row.policy: row for row in speed.rows if row.kept == "plain"}
+    others = {f"{row.policy}, {row.kept}": row for row in speed.rows if row.kept != "plain" and row.reused_share > 0}
+    seconds = {name: row.median / timed_clips for name, row in (plain | others).items()}
+    warm = 1 if repeat >= _SOME else 0  # kernels are made in the first round
+    over = {
+        name: [a / b for a, b in zip(row.seconds, plain[row.policy].seconds, strict=True)][warm:]
+        for name, row in others.items()
+    }
 
     def calls(steps: int) -> int:
         try:
@@ -215,7 +156,8 @@ def _times(
         scale = seconds["off"] / more.rows[0].median
         seconds |= {row.policy: row.median * scale for row in more.rows[1:]}
     timing = {"what": "times", "policies": named, "seconds": seconds, "rivals": rivals, "machine": speed.machine}
-    timing["reused"] = {row.policy: row.reused_share for row in speed.rows}
+    timing["reused"] = {name: row.reused_share for name, row in (plain | others).items()}
+    timing["over_plain"] = over
     file.add(timing)
     return timing
 
@@ -237,25 +179,24 @@ def _lines(
     clips: Sequence[Clip],
     videos: Sequence[Tensor | None],
     reference: Sequence[Tensor | None],
-    reused: float,
+    reused: Sequence[float],
     lpips: Lpips | None,
     vmaf: Vmaf | None,
     judge: Judge | None,
 ) -> Iterable[dict[str, Any]]:
-    for clip, video, plain in zip(clips, videos, reference, strict=True):
-        line: dict[str, Any] = {
-            "policy": key[0],
-            "table": key[1],
-            "prompt": clip.prompt,
-            "seed": clip.seed,
-            "reused": reused,
-        }
+    broken = Distance(math.nan, math.nan, math.nan)
+    pairs = {
+        i: (a, b) for i, (a, b) in enumerate(zip(videos, reference, strict=True)) if a is not None and b is not None
+    }
+    far = {} if key[0] == "off" else dict(zip(pairs, compare_all(list(pairs.values()), lpips), strict=True))
+    for i, (clip, video, plain, share) in enumerate(zip(clips, videos, reference, reused, strict=True)):
+        line: dict[str, Any] = {"policy": key[0], "table": key[1], "prompt": clip.prompt, "seed": clip.seed}
+        line["reused"] = share
         if key[0] != "off":
-            broken = Distance(math.nan, math.nan, math.nan)
-            found = broken if video is None or plain is None else compare(video, plain, lpips)
+            found = far.get(i, broken)
             line |= {metric: _told(getattr(found, metric)) for metric in METRICS if metric != "lpips" or lpips}
             if vmaf is not None:
-                line["vmaf"] = None if video is None or plain is None else _told(vmaf(video, plain))
+                line["vmaf"] = None if video is None or plain is None else _told(vmaf(video.cpu(), plain.cpu()))
         if judge is not None:
             line["adherence"] = None if video is None else _told(judge([video], [clip.prompt])[0])
         yield line
@@ -277,7 +218,9 @@ def _report(
         off, own, timed = seconds["off"], seconds[name], timing["reused"].get(name, reused)
         if timed > 0:  # what decides in the run reuses more of one clip than of another
             own = off - (off - own) * reused / timed
-        rows.append(QualityRow(name, own, off / own, reused, values, timing["rivals"].get(name)))
+        over = tuple(timing["over_plain"].get(name, ()))
+        plain = name.rpartition(", ")[0] if over else None
+        rows.append(QualityRow(name, own, off / own, reused, values, timing["rivals"].get(name), plain, over))
     about = {key: value for key, value in header.items() if key != "clips"}
     return QualityReport({**about, "machine": timing["machine"]}, len(clips), tuple(rows))
 
@@ -285,29 +228,3 @@ def _report(
 def _told(value: float) -> float | None:
     """JSON has no word for what is not a number."""
     return value if math.isfinite(value) else None
-
-
-def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> None:
-    """Distance against time: the policies, and the line of fewer steps. Needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    shown = [row for row in report.rows if metric in row.values and not row.summary(metric).not_numbers]
-    fewer = sorted((row for row in shown if row.policy.startswith("steps")), key=lambda row: row.seconds)
-    others = [row for row in shown if row not in fewer]
-    for rows, style in ((fewer, "o--"), (others, "s")):
-        means = [row.summary(metric) for row in rows]
-        label = "fewer steps" if rows is fewer else "policies"
-        seconds, heights = [row.seconds for row in rows], [mean.mean for mean in means]
-        axes.errorbar(seconds, heights, [mean.error for mean in means], fmt=style, label=label)
-        for row, mean in zip(rows, means, strict=True):
-            axes.annotate(row.policy, (row.seconds, mean.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    means = [row.summary(metric).mean for row in shown]
-    if min(means, default=0) > 0 and max(means) > _WIDE * min(means):
-        axes.set_yscale("log")
-    axes.set(xlabel="seconds of the denoise loop", ylabel=f"{metric.upper()} from the video without reuse")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.suptitle(f"{report.header['model']}, {report.clips} clips")
-    figure.savefig(path, dpi=110)

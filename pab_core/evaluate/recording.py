@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 from torch import Tensor
 
 from ..broadcast import BroadcastRun, ScheduleTable
-from ..broadcast.teacache import first_modulation, modulated_input, relative_change
+from ..broadcast.teacache import first_modulation, modulated_input
 from ..broadcast.whole_file import write_whole
 from ..errors import PabError
 from ..models.layers import Branch, Kind
 from ..pipeline import Pipeline
-from .generation import Clip
+from .deciding import mean_of_clips, relative_changes
+from .generation import Clip, make_latents
 from .results import ResultFile
 
 
@@ -74,14 +76,16 @@ class Recording:
 
 
 class Recorder(BroadcastRun):
-    """A run that reuses nothing and notes what changes."""
+    """A run that reuses nothing and notes what changes, of each of some clips made together."""
 
-    def __init__(self, table: ScheduleTable):
+    def __init__(self, table: ScheduleTable, clips: int = 1):
         super().__init__(table)
-        self.relative: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
-        self.squared: dict[Branch, list[float]] = {branch: [] for branch in table.branches}
-        self.signal: list[float] = []
-        self.whole: list[float] = []
+        self.clips = clips
+        # A tensor [clips] for each step but the first; they stay on the device, so that it need not be waited for.
+        self.relative: dict[Branch, list[Tensor]] = {branch: [] for branch in table.branches}
+        self.squared: dict[Branch, list[Tensor]] = {branch: [] for branch in table.branches}
+        self.signal: list[Tensor] = []
+        self.whole: list[Tensor] = []
         self._before: dict[Branch | str, Tensor] = {}
         self._sum: Tensor | None = None
         self._modulation: Tensor | None = None
@@ -94,28 +98,53 @@ class Recorder(BroadcastRun):
             assert self._modulation is not None
             signal = modulated_input(x, cond.modulation, self._modulation)
             if "signal" in self._before:
-                self.signal.append(relative_change(signal, self._before["signal"]))
+                self.signal.append(self._change(signal, self._before["signal"]))
             self._before["signal"], self._sum = signal, torch.zeros_like(x)
         value = update(x, cond)
         assert self._sum is not None
         self._sum = self._sum + value
         if branch in self._before:
             before = self._before[branch]
-            self.relative[branch].append(relative_change(value, before))
-            self.squared[branch].append((value - before).float().square().mean().item())
+            self.relative[branch].append(self._change(value, before))
+            self.squared[branch].append(mean_of_clips((value - before).float().square(), self.clips))
         self._before[branch] = value
         if branch == self.table.branches[-1]:
             if "whole" in self._before:
-                self.whole.append(relative_change(self._sum, self._before["whole"]))
+                self.whole.append(self._change(self._sum, self._before["whole"]))
             self._before["whole"] = self._sum
         return value
 
+    def _change(self, now: Tensor, before: Tensor) -> Tensor:
+        return relative_changes(now, before, self.clips)
+
+    def told(self) -> list[dict[str, Any]]:
+        """What was noted of each clip, in plain numbers."""
+
+        def columns(values: Sequence[Tensor]) -> list[list[float]]:
+            return torch.stack(list(values), dim=1).tolist()
+
+        names = [branch_name(branch) for branch in self.table.branches]
+        rows = {
+            field: dict(zip(names, map(columns, getattr(self, field).values()), strict=True))
+            for field in ("relative", "squared")
+        }
+        signal, whole = columns(self.signal), columns(self.whole)
+        return [
+            {field: {name: row[clip] for name, row in rows[field].items()} for field in rows}
+            | {"signal": signal[clip], "whole": whole[clip]}
+            for clip in range(self.clips)
+        ]
+
 
 def record(
-    pipe: Pipeline, clips: Sequence[Clip], path: Path, on_progress: Callable[[int, int], None] | None = None
+    pipe: Pipeline,
+    clips: Sequence[Clip],
+    path: Path,
+    on_progress: Callable[[int, int], None] | None = None,
+    batch: int = 1,
 ) -> Recording:
-    """Runs the model on each clip without reuse and notes the changes, in a file of JSON lines that an interrupted
-    recording goes on with.
+    """Runs the model on the clips without reuse, `batch` together, and notes the changes of each, in a file of JSON
+    lines that an interrupted recording goes on with.
 
     Raises:
         PabError: the file is of another model or other clips.
@@ -123,11 +152,15 @@ def record(
     table = pipe.schedule("off")
     header = {"recording": pipe.spec.name, "steps": pipe.spec.steps, "timesteps": list(table.timesteps)}
     file = ResultFile(path, header)
-    for done, clip in enumerate(clips):
+    lacking = [clip for clip in clips if file.find(prompt=clip.prompt, seed=clip.seed) is None]
+    for start in range(0, len(lacking), batch):
         if on_progress is not None:
-            on_progress(done, len(clips))
-        if file.find(prompt=clip.prompt, seed=clip.seed) is None:
-            file.add({"prompt": clip.prompt, "seed": clip.seed, **_record_one(pipe, clip, table)})
+            on_progress(len(clips) - len(lacking) + start, len(clips))
+        part = lacking[start : start + batch]
+        made = Recorder(table, len(part))
+        make_latents(pipe, part, table, run=made)
+        for clip, told in zip(part, made.told(), strict=True):
+            file.add({"prompt": clip.prompt, "seed": clip.seed, **told})
     if on_progress is not None:
         on_progress(len(clips), len(clips))
     found = [file.find(prompt=clip.prompt, seed=clip.seed) for clip in clips]
@@ -144,15 +177,6 @@ def record(
 
     each = {field: tuple(tuple(line[field]) for line in lines) for field in ("signal", "whole")}
     return Recording(pipe.spec.name, table.timesteps, mean("relative"), mean("squared"), **each)
-
-
-def _record_one(pipe: Pipeline, clip: Clip, table: ScheduleTable) -> dict[str, Any]:
-    made = Recorder(table)
-    text = pipe.encode_prompt(clip.prompt)
-    pipe.denoise(pipe.prepare_latents(clip.seed), text, table, seed=clip.seed, run=made)
-    fields = ((name, getattr(made, name)) for name in ("relative", "squared"))
-    told: dict[str, Any] = {name: {branch_name(b): row for b, row in rows.items()} for name, rows in fields}
-    return told | {"signal": made.signal, "whole": made.whole}
 
 
 def branch_name(branch: Branch) -> str:
@@ -195,12 +219,22 @@ def save_recording(recording: Recording, path: Path) -> Path:
 def stable_window(recording: Recording, times: float = 3.0) -> tuple[int, int]:
     """Steps [start, stop) of the U's floor: where attention changes at most `times` as much as at its calmest.
 
+    Some samplers call the model twice at a time, or for half a step: what hardly changes there is not calm. Their
+    changes are told for a step of the usual length, and calls at the time of the one before are passed over.
+
     PabError where changes are no numbers.
     """
     rows = [recording.of_kind(kind) for kind in recording.kinds if kind != "mlp"]
     changes = [max(column) for column in zip(*rows, strict=True)]  # index i: from step i to i + 1
     if not all(math.isfinite(value) for row in rows for value in row):
         raise PabError("The model's updates are not all numbers, so nothing can be said of their changes.")
+    lengths = [abs(after - before) for before, after in pairwise(recording.timesteps)]
+    moves = [i for i, length in enumerate(lengths) if length > 0]
+    if len(moves) < len(lengths):
+        usual = statistics.median(lengths[i] for i in moves)
+        changes = [
+            change * usual / length if length else math.inf for change, length in zip(changes, lengths, strict=True)
+        ]
     limit = times * min(changes)
     calm = [i + 1 for i, change in enumerate(changes) if change <= limit]
     return calm[0], calm[-1] + 1

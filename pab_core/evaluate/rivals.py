@@ -25,7 +25,8 @@ from .calibration import Aim, Search, calibrate, kept_costs, share_of
 from .costs import Costs
 from .generation import Clip
 from .lpips import Lpips
-from .quality import Judge, QualityReport, measure_quality
+from .quality import Judge, measure_quality
+from .quality_report import QualityReport
 from .recording import Recording, fit_polynomial, record
 
 OnProgress = Callable[[str, int, int], None]
@@ -128,14 +129,15 @@ def compare_rivals(
         raise PabError("A schedule is compared on clips that it was not calibrated on: give other prompts and seeds.")
     tell = on_progress or (lambda stage, done, total: None)
     started = time.monotonic()
-    recording = record(pipe, asked, folder / "recording.jsonl", lambda done, total: tell("record", done, total))
+    path, batch = folder / "recording.jsonl", next(iter(ways.values())).batch
+    recording = record(pipe, asked, path, lambda done, total: tell("record", done, total), batch)
     coefficients = fit_polynomial(recording)
     note = f"fitted to {len(asked)} clips"
     family, depth = pipe.spec.family, pipe.spec.depth
     write_coefficients(folder / f"{family}-{depth}.teacache.json", family, depth, coefficients, note)
 
     first = next(iter(ways.values()))
-    trial = Trial(pipe, asked, folder / "search.jsonl", first.batch)
+    trial = Trial(pipe, asked, folder / "search.jsonl", first.batch, merge=first.merge)
     tell("costs", 0, 0)
     costs = kept_costs(trial, first)
     aims = [("time", policy) for policy in like] + [("error", like[0])]

@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 
 from ..errors import PabError
-from .calibrate import Candidate, OnProgress, TooLittleTime, Trial, Unit, late, shift
+from .calibrate import OnProgress, TooLittleTime, Trial, late, shift
+from .candidates import Candidate, Unit, computing
 from .costs import Costs
 
 _POWERS = (1, 2)  # how the drift within a gap adds up: as what errs alike, and as what errs independently
@@ -25,24 +26,31 @@ def spread(
     *,
     share: float | None = None,
     error: float | None = None,
+    count: int | None = None,
+    predictors: Sequence[str | None] = (None,),
     rounds: int = 1,
     until: float | None = None,
     on_progress: OnProgress | None = None,
 ) -> Candidate:
-    """Everything is computed at the same steps: as many as take `share` of the time, or the fewest that stay within
-    `error`. As calibrate.remove otherwise, which searches in the same way unit by unit.
+    """Everything is computed at the same steps: as many as take `share` of the time, or `count`, or the fewest that
+    stay within `error`. As calibrate.remove otherwise, which searches in the same way unit by unit.
+
+    predictors: what a reused step may be given, of which the best is taken; None: as the trial says.
 
     Raises:
-        PabError: neither or both of share and error are given; the share cannot be reached.
+        PabError: not one of share, error and count is given; the share cannot be reached.
         TooLittleTime: nothing was found before `until`, of time.monotonic().
     """
-    if (share is None) == (error is None):
+    if sum(aim is not None for aim in (share, error, count)) != 1:
         raise PabError("A calibration has one aim: give either the wanted share of the time or the wanted error.")
     steps = trial.off.steps
+    if count is not None and not 1 <= count < steps:
+        raise PabError(f"Of {steps} calls of the model, 1 to {steps - 1} can be computed, not {count}.")
     drift = drifts(trial, units, until)
 
     def placed(count: int, moved: bool) -> Candidate:
-        made = [computing(units, steps, spaced(drift, count, power)) for power in _POWERS]
+        places = [spaced(drift, count, power) for power in _POWERS]
+        made = [computing(units, steps, place, predictor) for predictor in predictors for place in places]
         if late(until) and not all(map(trial.knows, made)):
             raise TooLittleTime("The time was too short to place the steps: run it again, and it goes on.")
         best = min(made, key=trial.error)
@@ -56,6 +64,8 @@ def spread(
         if not counts:
             raise PabError(f"No schedule of this model takes {share:.0%} of the time: ask for a smaller saving.")
         return placed(counts[-1], True)
+    if count is not None:
+        return placed(count, True)
     assert error is not None
     low, high = 1, steps  # the error is above the wanted one with `low` computed steps, or as if it were
     while high - low > 1:
@@ -71,17 +81,11 @@ def drifts(trial: Trial, units: tuple[Unit, ...], until: float | None = None) ->
     """For each step, the error of reusing everything there alone, as it is; 0 for the first."""
     found = [0.0]
     for step in range(1, trial.off.steps):
-        table = computing(units, trial.off.steps, [i for i in range(trial.off.steps) if i != step]).table(trial.off)
-        if late(until) and not trial.knows_table(table):
+        alone = computing(units, trial.off.steps, [i for i in range(trial.off.steps) if i != step], "hold")
+        if late(until) and not trial.knows(alone):
             raise TooLittleTime("The time was too short to reuse every step once: run it again, and it goes on.")
-        found.append(trial.error_of(table))
+        found.append(trial.error(alone))
     return found
-
-
-def computing(units: tuple[Unit, ...], steps: int, computed: Sequence[int]) -> Candidate:
-    """Everything, at these steps only; the first is computed anyhow."""
-    left = set(range(1, steps)) - set(computed)
-    return Candidate(units, steps, frozenset((unit, step) for unit in range(len(units)) for step in left))
 
 
 def spaced(drift: Sequence[float], count: int, power: int) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ Its prompts come from its package, or from a copy of its VBench_full_info.json; 
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,42 @@ from ..errors import PabError
 from ..pipeline import Pipeline
 
 HOW_TO_GET = (
-    "VBench's scores come from its own package, which is not installed: pip install vbench, on a machine with a GPU "
-    "and a network for its models."
+    "VBench's scores come from its own package, which is not installed: it needs older packages than this one, so pip "
+    "install vbench in an environment of its own, on a machine with a GPU and a network for its models, and give that "
+    "environment's Python with --python."
 )
+UNFILTERED = (
+    "temporal_flickering was judged without VBench's filter of still videos, which needs a GPU: it is not comparable "
+    "with published scores."
+)
+# Run by the Python that has the package. Of the videos for temporal_flickering its filter keeps those that stand still.
+_JUDGE = """
+import argparse, json, os, sys
+from vbench import VBench
+given = json.loads(sys.argv[1])
+flicker = "temporal_flickering"
+judge = VBench(given["device"], given["info"], given["output"])
+dimensions = given["dimensions"] or judge.build_full_dimension_list()
+folders = {given["videos"]: dimensions}
+if flicker in dimensions and given["device"].startswith("cuda"):
+    from vbench.cli.static_filter import register_subparsers
+    from vbench.utils import init_submodules
+    init_submodules(["dynamic_degree"])
+    parser, result = argparse.ArgumentParser(), os.path.join(given["output"], given["name"] + "_still")
+    register_subparsers(parser.add_subparsers())
+    args = parser.parse_args(["static_filter", "--videos_path", given["videos"], "--result_path", result])
+    args.func(args)
+    others = [name for name in dimensions if name != flicker]
+    folders = {given["videos"]: others, os.path.join(result, "filtered_videos"): [flicker]}
+found = {}
+for folder, names in folders.items():
+    if names:
+        judge.evaluate(videos_path=folder, name=given["name"], dimension_list=names)
+        with open(os.path.join(given["output"], given["name"] + "_eval_results.json")) as file:
+            found.update(json.load(file))
+with open(os.path.join(given["output"], given["name"] + "_eval_results.json"), "w") as file:
+    json.dump(found, file)
+"""
 _SAMPLES = {"temporal_flickering": 25}  # videos of a prompt, as its authors ask for; of all other dimensions:
 _USUAL_SAMPLES = 5
 _FORBIDDEN = set("/\\\0")
@@ -38,19 +71,25 @@ class Video:
         return f"{self.prompt}-{self.index}"
 
 
-def is_installed() -> bool:
-    return importlib.util.find_spec("vbench") is not None
+def installed(python: str | None = None) -> Path | None:
+    """The folder of its package in the environment of a Python, None: this one's; None where it is not there."""
+    asked = "import importlib.util as u; s = u.find_spec('vbench'); print(s.origin if s else '')"
+    try:
+        found = subprocess.run([python or sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise PabError(
+            f"{python} could not be asked for vbench ({error}): give the Python of an environment."
+        ) from None
+    origin = found.stdout.strip()
+    return Path(origin).parent if origin else None
 
 
-def find_info(given: Path | None) -> Path:
-    """The list of prompts: the file given, else that in the installed package. PabError where there is neither."""
+def find_info(given: Path | None, package: Path | None) -> Path:
+    """The list of prompts: the file given, else that in the package. PabError where there is neither."""
     if given is not None:
         return given
-    spec = importlib.util.find_spec("vbench")
-    for folder in list(spec.submodule_search_locations or ()) if spec is not None else []:
-        path = Path(folder) / "VBench_full_info.json"
-        if path.is_file():
-            return path
+    if package is not None and (path := package / "VBench_full_info.json").is_file():
+        return path
     raise PabError(f"{HOW_TO_GET} For the videos alone, give its VBench_full_info.json with --info.")
 
 
@@ -90,6 +129,8 @@ def make_suite(
 ) -> None:
     """Makes those that are not in the folder yet: "PROMPT-INDEX.mp4", with the seed `seed` + INDEX."""
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.part"):  # of a run that was killed; the package would take its ending for the videos'
+        left.unlink()
     for done, video in enumerate(videos):
         if on_progress is not None:
             on_progress(done, len(videos))
@@ -101,16 +142,29 @@ def make_suite(
 
 
 def run_vbench(
-    info: Path, videos: Path, output: Path, name: str, dimensions: Sequence[str], device: Any
+    info: Path,
+    videos: Path,
+    output: Path,
+    dimensions: Sequence[str],
+    device: Any,
+    python: str | None = None,
 ) -> dict[str, Any]:
-    """Its own evaluation of a folder of videos -> what it writes as NAME_eval_results.json.
+    """Its own evaluation of a folder of videos, in the environment of a Python -> dimension: [score, each video's].
 
-    PabError where it is not installed.
+    What it says goes to vbench.txt in `output`.
+
+    PabError where it fails, with the last that it said.
     """
-    if not is_installed():
-        raise PabError(HOW_TO_GET)
-    judge = importlib.import_module("vbench").VBench(device, str(info), str(output))
-    judge.evaluate(
-        videos_path=str(videos), name=name, dimension_list=list(dimensions) or judge.build_full_dimension_list()
-    )
+    output, name = output.resolve(), videos.name
+    given = {"device": str(device), "info": str(info.resolve()), "output": str(output), "name": name}
+    given |= {"videos": str(videos.resolve()), "dimensions": list(dimensions)}
+    command = [python or sys.executable, "-c", _JUDGE, json.dumps(given)]
+    with (output / "vbench.txt").open("w", encoding="utf-8") as said:
+        result = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False)
+    if result.returncode != 0:
+        lines = (output / "vbench.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise PabError(
+            f"VBench's package failed: {lines[-1] if lines else 'it said nothing'}. All that it said is in "
+            f"{output / 'vbench.txt'}; the videos are made, so the same command judges them again."
+        )
     return json.loads((output / f"{name}_eval_results.json").read_text(encoding="utf-8"))

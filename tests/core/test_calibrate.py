@@ -14,18 +14,9 @@ from pab_core.broadcast import ScheduleTable, find_policy, resolve
 from pab_core.broadcast.schedule_file import load_schedule, save_schedule, stretched
 from pab_core.broadcast.teacache import polynomial
 from pab_core.errors import PabError
-from pab_core.evaluate import calibrate, calibration
-from pab_core.evaluate.calibrate import (
-    Candidate,
-    Trial,
-    calibrated_file,
-    digest,
-    first_prices,
-    make_units,
-    remove,
-    shift,
-)
-from pab_core.evaluate.calibration import Search
+from pab_core.evaluate import calibrate, clocked
+from pab_core.evaluate.calibrate import TooLittleTime, Trial, calibrated_file, first_prices, make_units, remove, shift
+from pab_core.evaluate.candidates import Candidate, computing, digest
 from pab_core.evaluate.costs import Costs, by_difference, find_costs, measure_costs
 from pab_core.evaluate.flops import count_call
 from pab_core.evaluate.generation import Clip, make_latents
@@ -37,7 +28,6 @@ from pab_core.evaluate.recording import (
     save_recording,
     stable_window,
 )
-from pab_core.evaluate.spread import computing
 from pab_core.models.layers import Branch
 from pab_core.models.registry import model_spec
 from pab_core.models.stdit3 import STDiT3Config, stdit3_branches
@@ -89,15 +79,29 @@ def test_the_polynomial_of_teacache_is_found_again():
     wanted = (3.0, -2.0, 0.5, 1.5, 0.25)
     signal = tuple(0.05 * i for i in range(1, 21))
     whole = tuple(polynomial(wanted, x) for x in signal)
-    made = Recording("m", (1.0,) * 21, {}, {}, (signal, signal), (whole, whole))
+    made = Recording("m", times(21), {}, {}, (signal, signal), (whole, whole))
     assert fit_polynomial(made) == pytest.approx(wanted, rel=1e-3)
 
 
 def test_the_window_is_the_floor_of_the_u():
     branch = Branch("spatial", "spatial", 0)
     values = (1.0, 0.5, 0.1, 0.1, 0.2, 0.1, 0.9)
-    made = Recording("m", (1.0,) * 8, {branch: values}, {branch: values}, (), ())
+    made = Recording("m", times(8), {branch: values}, {branch: values}, (), ())
     assert stable_window(made) == (3, 7)
+
+
+def test_calls_at_the_same_time_are_not_the_calmest():
+    """PNDM's first calls come in pairs half a step apart."""
+    branch = Branch("spatial", "spatial", 0)
+    values = (0.3, 0.001, 0.05, 0.0, 0.04, 0.1, 0.1, 0.12, 0.5)
+    when = (10.0, 9.5, 9.5, 9.0, 9.0, 8.5, 7.5, 6.5, 5.5, 4.5)
+    made = Recording("m", when, {branch: values}, {branch: values}, (), ())
+    # For whole steps: 0.6, -, 0.1, -, 0.08, 0.1, 0.1, 0.12, 0.5
+    assert stable_window(made) == (3, 9)
+
+
+def times(count: int) -> tuple[float, ...]:
+    return tuple(1000.0 - i for i in range(count))
 
 
 # Candidates
@@ -270,24 +274,64 @@ def test_few_removals_are_judged_before_the_search_begins():
     assert found.reused == {(unit, step) for unit in range(units) for step in reused}
 
 
+def by_reuse(_: Trial, tables: list[ScheduleTable], clips: int) -> list[float]:
+    """A clock by which a reused step takes a fifth of a computed one's time."""
+    return [0.2 + 0.8 * (1 - table.reused_share()) for table in tables]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.62, 5), (0.6001, 5), (0.59, 4), (0.95, 9), (0.29, 1), (1.2, 9)])
+def test_as_many_computed_steps_as_the_time_is_enough_for(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, count: int
+):
+    trial = Trial(pipe, CLIPS, tmp_path / "a.jsonl", merge=True)
+    units = make_units(pipe.spec.branches, 1, "model")
+    monkeypatch.setattr(clocked, "timed_shares", by_reuse)
+    assert clocked.computed_in(trial, units, share, "linear", 2) == (count, pytest.approx(0.2 + 0.08 * count))
+
+
+def test_a_clock_that_bends_is_followed(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where time is not in proportion to the computed steps, the first guess is wrong."""
+    trial = Trial(pipe, CLIPS, tmp_path / "a.jsonl", merge=True)
+    units = make_units(pipe.spec.branches, 1, "model")
+    for power in (0.3, 3):
+        monkeypatch.setattr(
+            clocked, "timed_shares", lambda _, tables, n, power=power: [(1 - t.reused_share()) ** power for t in tables]
+        )
+        for count in (2, 4, 8):
+            assert clocked.computed_in(trial, units, (count / 10) ** power + 1e-9, "linear", 2)[0] == count
+    with pytest.raises(PabError, match="No schedule of this model takes 0%"):
+        clocked.computed_in(trial, units, 1e-6, "linear", 2)
+    with pytest.raises(TooLittleTime, match="how many steps fit in"):
+        clocked.computed_in(trial, units, 0.02, "linear", 2, until=0.0)
+
+
+def test_times_are_kept_with_what_was_judged(pipe: Pipeline, tmp_path: Path):
+    trial, tables = Trial(pipe, CLIPS, tmp_path / "a.jsonl"), [pipe.schedule("pab246"), pipe.schedule("pab999")]
+    first = clocked.timed_shares(trial, tables[:1], 3)
+    assert 0 < first[0] < 2
+    both = clocked.timed_shares(Trial(pipe, CLIPS, tmp_path / "a.jsonl"), tables, 3)
+    assert both[0] == first[0]
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8").count('"timed"') == 2
+
+
 def test_a_schedule_is_searched_again_until_the_clock_agrees(pipe: Pipeline, tmp_path: Path, monkeypatch: Any):
     trial = Trial(pipe, CLIPS, tmp_path / "a.jsonl")
     units = make_units(pipe.spec.branches, 1, "model")
     made = {count: computing(units, trial.off.steps, range(count)) for count in range(1, trial.off.steps + 1)}
     # By the clock a step costs less than the costs say.
-    monkeypatch.setattr(calibration, "timed_share", lambda _, table: 0.2 + 0.8 * (1 - table.reused_share()))
+    monkeypatch.setattr(clocked, "timed_shares", by_reuse)
     asked: list[float] = []
 
     def find(share: float) -> Candidate:
         asked.append(share)
         return made[int(share * trial.off.steps)]
 
-    best, took = calibration.at_time(trial, Search("model", predictor="linear"), made[6], 0.6, find)
+    best, took = clocked.at_time(trial, made[6], 0.6, find, 2)
     assert took == pytest.approx(0.6)
     assert best == made[5]
     assert len(asked) <= 3
     # Nothing fits: the fastest that was found.
-    best, took = calibration.at_time(trial, Search("model"), made[6], 0.1, lambda share: made[2])
+    best, took = clocked.at_time(trial, made[6], 0.1, lambda share: made[2], 2)
     assert best == made[2]
     assert took == pytest.approx(0.36)
 
@@ -376,4 +420,4 @@ def test_a_model_that_makes_no_numbers_is_not_calibrated(
     branch = Branch("spatial", "spatial", 0)
     values = (1.0, math.nan, 0.1)
     with pytest.raises(PabError, match="are not all numbers"):
-        stable_window(Recording("m", (1.0,) * 4, {branch: values}, {branch: values}, (), ()))
+        stable_window(Recording("m", times(4), {branch: values}, {branch: values}, (), ()))

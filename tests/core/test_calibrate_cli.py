@@ -19,6 +19,7 @@ from pab_core.broadcast.calibrated import calibrated_names, calibrated_path, own
 from pab_core.broadcast.teacache import coefficients_of
 from pab_core.errors import PabError
 from pab_core.evaluate.calibration import Aim, Search, calibrate, propose
+from pab_core.evaluate.candidates import digest
 from pab_core.evaluate.generation import Clip
 from pab_core.evaluate.recording import Recording
 from pab_core.models.layers import Branch
@@ -93,6 +94,36 @@ def test_a_name_and_a_predictor_and_whole_blocks(folder: Path, pipe: Pipeline, p
         assert len({table.reuses(branch, step) for branch in table.branches if branch.block == 0}) == 1
 
 
+def test_so_many_computed_calls_and_the_best_predictor(folder: Path, pipe: Pipeline, prompts: Path):
+    made = told("--model", folder, "--computed", "6", "--prompts", prompts, "--costs", "flops")
+    assert made["computed"] == 6
+    table = pipe.schedule("calibrated")
+    assert table.predictor == made["predictor"]
+    assert sum(not any(table.reuses(branch, step) for branch in table.branches) for step in range(table.steps)) == 6
+    note = json.loads(Path(made["schedule"]).read_text(encoding="utf-8"))["note"]
+    assert note.startswith("6 of 10 calls computed; searched by model on 2 clips, costs flops: ")
+    more = ("--computed", "6", "--prompts", prompts, "--costs", "flops")
+    others = {
+        name: told("--model", folder, *more, "--predictor", name, "--name", name)
+        for name in ("linear", "taylor", "hold")
+    }
+    assert made["error"] == others[made["predictor"]]["error"]
+    assert made["error"] <= 1.05 * min(other["error"] for other in others.values())
+
+
+def test_the_time_of_a_policy_by_the_clock(folder: Path, pipe: Pipeline, prompts: Path):
+    made = told("--model", folder, "--like", "pab246", "--prompts", prompts, "--timed-clips", "3")
+    path = Path(made["folder"]) / "search.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    timed = {line["timed"]: line["share"] for line in lines if "timed" in line}
+    assert {line["clips"] for line in lines if "timed" in line} == {3}
+    assert made["share"] in [round(share, 4) for share in timed.values()]
+    assert made["share"] <= timed[digest(pipe.schedule("pab246"))]
+    # Times are kept: the same command finds the same.
+    again = told("--model", folder, "--like", "pab246", "--prompts", prompts, "--timed-clips", "3", "--force")
+    assert {**again, "judged": 0} == {**made, "judged": 0}
+
+
 def test_the_error_of_a_policy(pipe: Pipeline, tmp_path: Path):
     clips = [Clip("a red ball rolls left", 1)]
     made = calibrate(pipe, clips, tmp_path / "a", Aim(error_like="pab246"), Search(costs="flops", rounds=0))
@@ -137,7 +168,7 @@ def test_the_proposal_follows_the_changes():
         return Branch(kind, "spatial", 0), (1.0, *[value] * 8, 1.0)
 
     rows = dict([constant("spatial", 0.4), constant("temporal", 0.2), constant("cross", 0.01)])
-    found = propose(Recording("m", (1.0,) * 11, rows, rows, (), ()), times=2.0)
+    found = propose(Recording("m", tuple(1000.0 - i for i in range(11)), rows, rows, (), ()), times=2.0)
     assert (found.window.start, found.window.stop) == (round(2 / 11, 4), round(10 / 11, 4))
     assert found.ranges == {"spatial": 2, "temporal": 3, "cross": 9}
 
@@ -150,6 +181,11 @@ def test_what_is_wrong_is_said_before_anything_is_measured(folder: Path, prompts
     assert "speed-up is a number, not 'fast'" in refused(*given, "--speedup", "fast")
     assert "no predictor named 'magic'" in refused(*given, "--predictor", "magic")
     assert "by kind, block or model, not by 'layer'" in refused(*given, "--by", "layer")
+    assert "found in a search by model alone" in refused(*given, "--predictor", "best", "--by", "kind", "--error", "1")
+    assert "found by a search" in refused(*given, "--predictor", "best")
+    assert "Of 10 calls of the model, 1 to 9 can be computed, not 10" in refused(*given, "--computed", "10")
+    assert "in a search by model alone" in refused(*given, "--computed", "5", "--by", "block")
+    assert "one aim" in refused(*given, "--computed", "5", "--like", "pab246")
     assert "groups must be a whole number from 1 to 2, not '3'" in refused(*given, "--groups", "3")
     assert "no policy named 'pab24'" in refused(*given, "--like", "pab24")
     assert "cannot be read" in refused(*given, "--prompts", tmp_path / "none.txt")

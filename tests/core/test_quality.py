@@ -18,7 +18,8 @@ from pab_core.evaluate import quality
 from pab_core.evaluate.costs import by_difference
 from pab_core.evaluate.generation import Clip, make_latents, make_videos
 from pab_core.evaluate.lpips import Lpips
-from pab_core.evaluate.quality import QualityReport, draw_quality, fewer_steps, measure_quality
+from pab_core.evaluate.quality import fewer_steps, measure_quality
+from pab_core.evaluate.quality_report import QualityReport, draw_quality
 from pab_core.pipeline import Pipeline
 
 CLIPS = [Clip(prompt, seed) for prompt in ("a red ball rolls left", "a blue cube spins") for seed in (1, 2)]
@@ -44,10 +45,10 @@ def test_clips_made_together_are_those_made_alone(pipe: Pipeline):
         torch.testing.assert_close(together[i], make_latents(pipe, [clip], table)[0][0], rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_that_decides_itself_is_made_clip_by_clip(pipe: Pipeline):
+def test_a_run_that_decides_itself_decides_of_each_clip(pipe: Pipeline):
     videos, reused = make_videos(pipe, CLIPS[:2], pipe.schedule(TeaCache(50, (1e-9, 0.0))))
     assert len(videos) == 2
-    assert reused == pytest.approx(0.8)
+    assert reused == pytest.approx([0.8, 0.8])
 
 
 def test_a_report(pipe: Pipeline, tmp_path: Path):
@@ -140,7 +141,7 @@ def test_results_of_other_settings_are_not_mixed(pipe: Pipeline, tmp_path: Path)
 def test_latents_that_are_not_numbers_are_reported(pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = quality.make_videos
 
-    def broken(pipe: Pipeline, clips: Any, table: Any, **more: Any) -> tuple[list[Tensor | None], float]:
+    def broken(pipe: Pipeline, clips: Any, table: Any, **more: Any) -> tuple[list[Tensor | None], list[float]]:
         videos, reused = real(pipe, clips, table, **more)
         if table.policy == "pab246":
             videos[0] = None

@@ -70,15 +70,25 @@ def test_quality_with_vmaf_and_more_clips_timed_together(folder: Path, tmp_path:
     assert report["header"]["timed_clips"] == 2
 
 
-def test_updates_kept_in_eight_bits(folder: Path, tmp_path: Path):
-    given = ("quality", "--model", folder, "-p", "pab246", *FAST)
-    plain, fp8 = (told(*given, "-o", tmp_path / kept, "--kept", kept) for kept in ("plain", "fp8"))
-    values = [report["policies"][1]["psnr"]["mean"] for report in (plain, fp8)]
-    assert values[0] != values[1]
-    assert values[1] == pytest.approx(values[0], abs=1)
-    assert fp8["header"]["kept"] == "fp8"
-    assert "updates kept as fp8" in (tmp_path / "fp8" / "quality.md").read_text(encoding="utf-8")
-    assert "no storage named 'disk'" in refused(*given, "-o", tmp_path / "a", "--kept", "disk")
+def test_updates_kept_in_eight_bits_beside_those_kept_as_they_are(folder: Path, tmp_path: Path):
+    given = ("quality", "--model", folder, "-p", "pab246", "-p", "steps8", *FAST, "-o", tmp_path / "a", "--kept", "fp8")
+    report = told(*given)
+    rows = {row["policy"]: row for row in report["policies"]}
+    plain, fp8 = rows["pab246"], rows["pab246, fp8"]
+    assert "steps8, fp8" not in rows  # nothing is kept
+    assert plain["psnr"]["mean"] != fp8["psnr"]["mean"]
+    assert fp8["psnr"]["mean"] == pytest.approx(plain["psnr"]["mean"], abs=1)
+    assert fp8["plain"] == "pab246"
+    assert fp8["less_plain"]["psnr"]["mean"] == pytest.approx(fp8["psnr"]["mean"] - plain["psnr"]["mean"])
+    assert fp8["time_over_plain"]["count"] == 1
+    assert fp8["time_over_plain"]["mean"] == pytest.approx(fp8["seconds"] / plain["seconds"], rel=1e-2)
+    assert "rival" not in fp8
+    assert report["header"]["kept"] == "fp8"
+    markdown = (tmp_path / "a" / "quality.md").read_text(encoding="utf-8")
+    assert "updates also kept as fp8" in markdown
+    assert "| pab246, fp8 |" in markdown.partition("time over as they are")[2]
+    assert told(*given) == report
+    assert "no storage named 'disk'" in refused(*given[:-1], "disk")
 
 
 def test_a_killed_measurement_goes_on(folder: Path, tmp_path: Path):

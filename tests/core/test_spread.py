@@ -10,9 +10,10 @@ import pytest
 
 from pab_core.broadcast import ScheduleTable, find_policy, resolve
 from pab_core.errors import PabError
-from pab_core.evaluate.calibrate import Candidate, TooLittleTime, make_units, remove
+from pab_core.evaluate.calibrate import TooLittleTime, make_units, remove
+from pab_core.evaluate.candidates import Candidate, computing
 from pab_core.evaluate.costs import Costs
-from pab_core.evaluate.spread import computing, spaced, spread
+from pab_core.evaluate.spread import spaced, spread
 from pab_core.models.stdit3 import stdit3_branches
 
 COSTS = Costs(dict.fromkeys(stdit3_branches(1), 1.0), 0.0)

@@ -10,7 +10,7 @@ import pytest
 from test_cli import pab
 
 from pab_core.errors import PabError
-from pab_core.evaluate.vbench import HOW_TO_GET, Video, find_info, read_suite, run_vbench
+from pab_core.evaluate.vbench import HOW_TO_GET, UNFILTERED, Video, find_info, installed, read_suite, run_vbench
 
 ENTRIES = [
     {"prompt_en": "a red ball, rolling", "dimension": ["subject_consistency", "motion_smoothness"]},
@@ -23,11 +23,24 @@ class VBench:
     def __init__(self, device, full_info_dir, output_path):
         self.given, self.output = [str(device), full_info_dir], output_path
     def build_full_dimension_list(self):
-        return ["color"]
+        return ["color", "temporal_flickering"]
     def evaluate(self, videos_path, name, dimension_list=None, **more):
-        told = {"color": [0.5, [*self.given, sorted(os.listdir(videos_path)), dimension_list]]}
+        told = [*self.given, sorted(os.listdir(videos_path)), dimension_list]
         with open(os.path.join(self.output, name + "_eval_results.json"), "w") as file:
-            json.dump(told, file)
+            json.dump({dimension: [0.5, told] for dimension in dimension_list}, file)
+"""
+FILTER = """
+import os, shutil
+def keep_first(args):
+    target = os.path.join(args.result_path, "filtered_videos")
+    os.makedirs(target)
+    first = sorted(os.listdir(args.videos_path))[0]
+    shutil.copy(os.path.join(args.videos_path, first), os.path.join(target, first))
+def register_subparsers(subparser):
+    parser = subparser.add_parser("static_filter")
+    parser.add_argument("--videos_path")
+    parser.add_argument("--result_path")
+    parser.set_defaults(func=keep_first)
 """
 
 
@@ -62,11 +75,9 @@ def test_a_prompt_that_is_no_name_is_refused(info: Path):
 
 
 def test_without_the_package_one_sentence_says_how_to_get_it(folder: Path, tmp_path: Path, info: Path):
-    assert "vbench" not in sys.modules
+    assert installed() is None
     with pytest.raises(PabError, match="pip install vbench"):
-        find_info(None)
-    with pytest.raises(PabError, match="pip install vbench"):
-        run_vbench(info, tmp_path, tmp_path, "a", [], "cpu")
+        find_info(None, None)
     result = pab("bench", "vbench", "--model", folder, "-o", tmp_path / "a")
     assert result.exit_code == 2
     assert "--info" in result.stderr
@@ -86,18 +97,48 @@ def test_videos_are_made_once_under_its_names(folder: Path, tmp_path: Path, info
     assert (videos / "a red ball, rolling-0.mp4").stat().st_mtime_ns == before
 
 
-def test_its_own_package_judges(folder: Path, tmp_path: Path, info: Path, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "site" / "vbench"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text(STAND_IN, encoding="utf-8")
-    info.rename(package / "VBench_full_info.json")
-    monkeypatch.syspath_prepend(str(package.parent))
-    try:
-        given = ("--dimension", "color", "--samples", "1", "-o", tmp_path / "a", "--device", "cpu", "--json")
-        told = json.loads(pab("bench", "vbench", "--model", folder, *given).stdout)
-    finally:
-        sys.modules.pop("vbench", None)
+@pytest.fixture
+def package(tmp_path: Path, info: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in, where every Python started from here finds it."""
+    folder = tmp_path / "site" / "vbench"
+    (folder / "cli").mkdir(parents=True)
+    (folder / "__init__.py").write_text(STAND_IN, encoding="utf-8")
+    (folder / "utils.py").write_text("def init_submodules(names): print('models of', names)", encoding="utf-8")
+    (folder / "cli" / "__init__.py").touch()
+    (folder / "cli" / "static_filter.py").write_text(FILTER, encoding="utf-8")
+    info.rename(folder / "VBench_full_info.json")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+    return folder
+
+
+def test_its_own_package_judges(folder: Path, tmp_path: Path, package: Path):
+    given = ("--dimension", "color", "--samples", "1", "-o", tmp_path / "a", "--device", "cpu", "--json")
+    told = json.loads(pab("bench", "vbench", "--model", folder, "--python", sys.executable, *given).stdout)
     _, (device, prompts, videos, dimensions) = told["scores"]["color"]
     assert (device, Path(prompts)) == ("cpu", package / "VBench_full_info.json")
     assert videos == ["a red ball, rolling-0.mp4"]
     assert dimensions == ["color"]
+    result = pab("bench", "vbench", "--model", folder, *given[2:-1], "--dimension", "temporal_flickering")
+    assert UNFILTERED in result.stderr
+    (package / "__init__.py").write_text("raise RuntimeError('no network')", encoding="utf-8")
+    result = pab("bench", "vbench", "--model", folder, *given)
+    assert result.exit_code == 2
+    assert "VBench's package failed: RuntimeError: no network" in result.stderr
+
+
+def test_on_a_gpu_still_videos_are_filtered_first(tmp_path: Path, package: Path):
+    videos = tmp_path / "out" / "tiny-off"
+    videos.mkdir(parents=True)
+    for i in range(3):
+        (videos / f"a still cube-{i}.mp4").touch()
+    found = run_vbench(package / "VBench_full_info.json", videos, tmp_path / "out", [], "cuda")
+    assert list(found) == ["color", "temporal_flickering"]
+    assert len(found["color"][1][2]) == 3
+    assert found["temporal_flickering"][1][2:] == [["a still cube-0.mp4"], ["temporal_flickering"]]
+    assert "models of ['dynamic_degree']" in (tmp_path / "out" / "vbench.txt").read_text(encoding="utf-8")
+
+
+def test_an_environment_without_it(folder: Path, tmp_path: Path):
+    given = ("bench", "vbench", "--model", folder, "-o", tmp_path / "a", "--python")
+    assert "vbench is not installed in the environment of" in pab(*given, sys.executable).stderr
+    assert "could not be asked for vbench" in pab(*given, tmp_path / "nowhere").stderr
