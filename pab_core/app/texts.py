@@ -57,8 +57,8 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # create: broadcast
     "policy": ("Broadcast", "广播策略"),
     "policy_info": (
-        "how much attention is reused from step to step",
-        "各步之间复用多少注意力结果",
+        "how much is reused from step to step; calibrated: by a search for what stays nearest to the original",
+        "各步之间复用多少结果；校准：通过搜索得到，最接近原视频",
     ),
     "off": ("Off", "关闭"),
     "quality": ("Quality", "质量"),
