@@ -34,6 +34,7 @@ B, T, S, D, HEADS, TEXT = 2, 15, 1590, 1152, 16, 300
 M, WIDTH = B * T * S, D // HEADS
 FP8 = torch.float8_e4m3fn
 GELU = torch.ops.aten._addmm_activation
+SCALED = torch.ops.aten._scaled_mm
 POINTS: list[tuple[str, float, float, float]] = []  # name, floating-point operations, bytes, seconds: for the roofline
 
 
@@ -81,7 +82,7 @@ def linears(x: torch.Tensor) -> None:
                 used = way == "row" and bias_too
                 measure(
                     f"{name} fp8, a scale each {way}{', bias' if bias_too else ''}",
-                    lambda a=a, b=b, h8=h8, w8=w8, bias=bias if bias_too else None: torch.ops.aten._scaled_mm(
+                    lambda a=a, b=b, h8=h8, w8=w8, bias=bias if bias_too else None: SCALED(
                         h8, w8.t(), a, b, bias=bias, out_dtype=torch.bfloat16, use_fast_accum=True
                     ),
                     flops,
@@ -182,18 +183,22 @@ def own(x: torch.Tensor) -> None:
             )
 
 
-def draw_roofline(path: str, copied: float, multiplied: float) -> None:
-    """POINTS under the memory's rate (bytes a second) and the products' (operations a second)."""
+def draw_roofline(path: str, copied: float, multiplied: dict[str, float]) -> None:
+    """POINTS under the memory's rate (bytes a second) and those of products in bf16 and fp8 (operations a second)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    reach = [0.3, multiplied / copied, 10_000]
-    axes.loglog(reach, [min(x * copied, multiplied) / 1e12 for x in reach], color="black", lw=1)
+    for kind, rate in multiplied.items():
+        reach = [0.3, rate / copied, 10_000]
+        axes.loglog(reach, [min(x * copied, rate) / 1e12 for x in reach], color="black", lw=1)
+        axes.text(
+            10_000, 1.08 * rate / 1e12, f"8192³ product {rate / 1e12:.0f} TFLOP/s, {kind}", fontsize=8, ha="right"
+        )
     axes.text(0.35, 0.75 * copied / 1e12, f"memory {copied / 1e12:.2f} TB/s", rotation=33, fontsize=8)
-    axes.text(1500, 1.1 * multiplied / 1e12, f"8192³ product {multiplied / 1e12:.0f} TFLOP/s, bf16", fontsize=8)
     for number, (name, flops, size, seconds) in enumerate(sorted(POINTS, key=lambda point: point[1] / point[2])):
-        share = seconds and max(flops / multiplied, size / copied) / seconds
+        rate = multiplied["fp8" if "fp8" in name else "bf16"]
+        share = seconds and max(flops / rate, size / copied) / seconds
         place = flops / size, flops / seconds / 1e12
         axes.plot(*place, "o", ms=5, label=f"{number + 1} {name}: {share:.0%}")
         axes.annotate(str(number + 1), place, (3, 3), textcoords="offset points", size=7)
@@ -217,14 +222,22 @@ def main() -> None:
     measure("x + x", lambda: torch.add(x, y, out=y), 1.0 * M * D, 6.0 * M * D)
     big = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     measure("8192^3 product", lambda: big @ big, 2.0 * 8192**3, 6.0 * 8192**2)
-    (_, _, added, adding), (_, products, _, multiplying) = POINTS
+    eighths, one = big.to(FP8), torch.ones((), device="cuda")
+    measure(
+        "8192^3 product, fp8",
+        lambda: SCALED(eighths, eighths.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True),
+        2.0 * 8192**3,
+        4.0 * 8192**2,
+    )
+    (_, _, added, adding), *products = POINTS
+    rates = {kind: flops / seconds for kind, (_, flops, _, seconds) in zip(("bf16", "fp8"), products, strict=False)}
     POINTS.clear()
     own(x)
     if not given.own:
         attentions(x)
         linears(x)
     if given.roofline:
-        draw_roofline(given.roofline, added / adding, products / multiplying)
+        draw_roofline(given.roofline, added / adding, rates)
 
 
 if __name__ == "__main__":
