@@ -122,12 +122,13 @@ class CalibratePolicy(io.ComfyNode):
 def search(model: LoadedModel, clips: list[Any], saving: float, path: Path) -> Any:
     """The schedule that saves that share of the arithmetic at the least error, as a file's content."""
     from pab_core.evaluate.calibrate import Trial, calibrated_file, make_units
+    from pab_core.evaluate.calibration import BEST, Search
     from pab_core.evaluate.costs import find_costs
     from pab_core.evaluate.spread import spread
 
     bar = host.count_progress()
     pipe = watched(model, None)
-    trial = Trial(pipe, clips, path, batch=1, predictor="linear")
+    trial = Trial(pipe, clips, path, batch=1)
     units = make_units(trial.off.branches, 1, "model")
     # First every step is reused once alone, which is half of the bar, then the computed ones are placed and moved.
     trial.on_judged = lambda known: bar(min(100 * known // (trial.off.steps - 1), 100), 200)
@@ -135,9 +136,11 @@ def search(model: LoadedModel, clips: list[Any], saving: float, path: Path) -> A
     def on_progress(left: float, _: float) -> None:
         bar(100 + min(int(100 * (1 - left) / saving), 100), 200)
 
-    best = spread(trial, find_costs(pipe, "flops", clips), units, share=1 - saving, on_progress=on_progress)
+    predictors = Search("model", predictor=BEST).predictors
+    costs = find_costs(pipe, "flops", clips)
+    best = spread(trial, costs, units, share=1 - saving, predictors=predictors, on_progress=on_progress)
     note = f"searched on {len(clips)} clips for {saving:.0%} less arithmetic"
-    return calibrated_file(pipe, best, f"calibrated-{round(100 * saving)}", note, predictor="linear", merge=True)
+    return calibrated_file(pipe, best, f"calibrated-{round(100 * saving)}", note, merge=True)
 
 
 def watched(model: LoadedModel, total: int | None) -> Pipeline:
