@@ -267,6 +267,16 @@ def test_memory_comes_back_on_request_and_when_idle(job: Any, alone: Any):
         until(lambda: pids(pool) == [None], 10)
 
 
+def test_memory_comes_back_after_the_last_of_the_jobs_that_wait(job: Any, alone: Any):
+    with WorkerPool("cpu") as pool:
+        handles = [pool.submit(job(seed=seed)) for seed in (1, 2)]
+        until(lambda: handles[0].state == "running")
+        pool.release()
+        for seed, handle in enumerate(handles, 1):
+            assert same(handle.result(60).frames, alone(seed=seed))
+        until(lambda: pids(pool) == [None], 10)
+
+
 def test_replicas_make_videos_side_by_side_and_pools_do_not_meet(job: Any, alone: Any):
     with WorkerPool("cpu*2", ranks=1) as pool, WorkerPool("cpu*2", method="ulysses") as other:
         handles = [p.submit(job(seed=seed)) for seed in range(4) for p in (pool, other)]

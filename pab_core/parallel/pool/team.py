@@ -106,7 +106,7 @@ class Team:
         while not self._closing:
             record = self._take()
             if record is not None:
-                self.running, self._wanted, self._release = record, True, False
+                self.running, self._wanted = record, True
                 self._perform(record)
                 self.running, self._idle_since = None, time.monotonic()
             else:
