@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pab_core.parallel.pool.failures import Failure, WorkerError, cause_of, error_of, remedy
-from pab_core.parallel.pool.member import Member, Place, python_command, tail
+from pab_core.parallel.pool.member import LARGE_LOG, Member, Place, make_room, python_command, tail
 from pab_core.parallel.pool.protocol import Message
 from pab_core.parallel.pool.roster import Roster
 from pab_core.parallel.pool.watching import Patience, Watch
@@ -189,6 +189,17 @@ def test_logs_are_shown_from_the_beginning_of_a_line(tmp_path: Path):
     lines = tail(log, 100).splitlines()
     assert lines[-1] == "line 999"
     assert all(line in {f"line {i}" for i in range(1000)} for line in lines)
+
+
+def test_a_large_log_is_put_aside(tmp_path: Path):
+    log = tmp_path / "rank0.log"
+    make_room(log)
+    for content in (b"small", bytes(LARGE_LOG + 1), bytes(LARGE_LOG + 2)):
+        log.write_bytes(content)
+        make_room(log)
+        assert log.exists() == (content == b"small")
+    assert [file.name for file in tmp_path.iterdir()] == ["rank0.log.old"]
+    assert (tmp_path / "rank0.log.old").stat().st_size == LARGE_LOG + 2
 
 
 def test_a_python_that_ignores_its_folder_is_told_where_to_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

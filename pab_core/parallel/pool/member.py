@@ -21,6 +21,7 @@ from .protocol import BrokenOff, Message, read_message
 WORKER = "pab_core.parallel.pool.worker"
 ROOT = Path(__file__).resolve().parent.parent.parent.parent  # the folder that holds pab_core
 _TAIL = 2000  # bytes of a log that are shown
+LARGE_LOG = 2**20  # bytes, after which the next worker begins a new one
 _LAST = 10.0  # seconds until a process that was killed counts as gone, even if it is not
 
 
@@ -85,6 +86,13 @@ class Member(ABC):
         self.heard_of(None)
 
 
+def make_room(log: Path) -> None:
+    """Puts a large log aside, in the place of the one that was put aside before."""
+    with suppress(OSError):  # not there yet; or, on Windows, still written to
+        if log.stat().st_size > LARGE_LOG:
+            log.replace(log.with_name(f"{log.name}.old"))
+
+
 class LocalMember(Member):
     """A process on this machine. To be made in a thread that lives as long as it should: on Linux it dies with that."""
 
@@ -103,6 +111,7 @@ class LocalMember(Member):
         self._last: threading.Timer | None = None
         arguments = ["--device", place.device, "--parent", str(os.getpid()), "--threads", str(threads)]
         # Appended to: what a worker that was replaced wrote stays readable.
+        make_room(log)
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 [*python_command(module), *arguments],
