@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from ..evaluate.packaged import Curves
+from ..evaluate.quality_report import FAR_APART
 from .reports import Quality
 from .texts import text
 
@@ -60,12 +61,9 @@ def draw_curves(curves: Curves, language: str) -> str:
 def draw_quality(quality: Quality, language: str) -> str:
     """Distance from the video without reuse against the speed-up: policies as squares, fewer steps as a dashed line."""
     points = quality.points
-    bottoms, tops = ([p.distance + side * p.error for p in points] for side in (-1, 1))
-    floor = 0.0 if quality.metric == "lpips" else min(bottoms) - 1
-    ceiling = max(max(tops) * 1.08, floor + 1e-3)
     slow, fast = min(1.0, *(p.speedup * 0.98 for p in points)), max(1.1, *(p.speedup * 1.05 for p in points))
-    x, y = _scale(slow, fast, _LEFT, _WIDE - 56), _scale(floor, ceiling, _HIGH - _BOTTOM, _TOP)
-    parts = [_row(y(value), f"{value:.3g}") for value in _nice(floor, ceiling)]
+    x, (y, rows) = _scale(slow, fast, _LEFT, _WIDE - 56), _heights(quality)
+    parts = [_row(y(value), f"{value:.3g}") for value in rows]
     parts += [_column(x(value), f"{value:.3g}x") for value in _nice(slow, fast)]
     fewer = sorted((point for point in points if point.is_rival), key=lambda point: point.speedup)
     if fewer:
@@ -90,6 +88,19 @@ def draw_quality(quality: Quality, language: str) -> str:
     words = "; ".join(f"{p.policy}: {p.speedup:.2f}x, {quality.metric.upper()} {p.distance:.3g}" for p in points)
     title = text("quality_title", language, metric=text(f"{quality.metric}_title", language))
     return _svg(title, words, text("speed_column", language), parts)
+
+
+def _heights(quality: Quality) -> tuple[Scale, list[float]]:
+    """Where a distance stands, and those that lines are drawn for; by powers of ten where they lie far apart."""
+    bottom, distances = _HIGH - _BOTTOM, [point.distance for point in quality.points]
+    if quality.metric == "lpips" and 0 < FAR_APART * min(distances) < max(distances):
+        low, high = math.floor(math.log10(min(distances))), math.ceil(math.log10(max(distances)))
+        by_power = _scale(low, high, bottom, _TOP)
+        return lambda value: by_power(math.log10(max(value, 10.0**low))), [10.0**n for n in range(low, high + 1)]
+    bottoms, tops = ([p.distance + side * p.error for p in quality.points] for side in (-1, 1))
+    floor = 0.0 if quality.metric == "lpips" else min(bottoms) - 1
+    ceiling = max(max(tops) * 1.08, floor + 1e-3)
+    return _scale(floor, ceiling, bottom, _TOP), _nice(floor, ceiling)
 
 
 def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:

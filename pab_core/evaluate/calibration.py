@@ -26,7 +26,7 @@ from .clocked import at_time, computed_in, timed_shares
 from .costs import Costs, find_costs
 from .generation import Clip
 from .recording import Recording, draw_recording, record, save_recording, stable_window
-from .spread import spread
+from .spread import check_computed, spread
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
 _LONGEST = 9
@@ -240,8 +240,7 @@ def check_together(aim: Aim, search: Search, calls: int) -> None:
         return
     if search.whole != "model":
         raise PabError("So many calls are computed as a whole in a search by model alone: leave out --by.")
-    if not 1 <= aim.computed < calls:
-        raise PabError(f"Of {calls} calls of the model, 1 to {calls - 1} can be computed, not {aim.computed}.")
+    check_computed(aim.computed, calls)
 
 
 def finished(

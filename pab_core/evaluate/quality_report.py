@@ -9,7 +9,7 @@ from typing import Any
 
 from .metrics import METRICS, Summary, paired, summarise
 
-_WIDE = 50  # distances that differ by more are drawn on a logarithmic scale
+FAR_APART = 50  # times: distances that differ by more are drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> No
         for row, mean in zip(rows, means, strict=True):
             axes.annotate(row.policy, (row.seconds, mean.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
     means = [row.summary(metric).mean for row in shown]
-    if min(means, default=0) > 0 and max(means) > _WIDE * min(means):
+    if min(means, default=0) > 0 and max(means) > FAR_APART * min(means):
         axes.set_yscale("log")
     axes.set(xlabel="seconds of the denoise loop", ylabel=f"{metric.upper()} from the video without reuse")
     axes.grid(alpha=0.3)

@@ -44,8 +44,8 @@ def spread(
     if sum(aim is not None for aim in (share, error, count)) != 1:
         raise PabError("A calibration has one aim: give either the wanted share of the time or the wanted error.")
     steps = trial.off.steps
-    if count is not None and not 1 <= count < steps:
-        raise PabError(f"Of {steps} calls of the model, 1 to {steps - 1} can be computed, not {count}.")
+    if count is not None:
+        check_computed(count, steps)
     drift = drifts(trial, units, until)
 
     def placed(count: int, moved: bool) -> Candidate:
@@ -75,6 +75,12 @@ def spread(
     while low > 1 and not late(until) and trial.error(found := placed(low, True)) <= error:
         best, low = found, low - 1
     return best
+
+
+def check_computed(count: int, calls: int) -> None:
+    """PabError where a run of so many calls of the model cannot have so many computed and others reused."""
+    if not 1 <= count < calls:
+        raise PabError(f"Of {calls} calls of the model, 1 to {calls - 1} can be computed, not {count}.")
 
 
 def drifts(trial: Trial, units: tuple[Unit, ...], until: float | None = None) -> list[float]:

@@ -207,6 +207,19 @@ def test_names_that_would_cover_each_other_are_moved_apart():
             assert abs(y - up) >= 9 or x + wide <= left or left + across <= x
 
 
+def test_distances_far_apart_are_told_apart():
+    points = (
+        Point("calibrated", 1.3, 1e-5, 5e-5),
+        Point("pab246", 1.32, 1e-3, 1e-4),
+        Point("steps20", 1.4, 0.09, 0.01),
+    )
+    picture = ET.fromstring(draw_quality(Quality("lpips", points, 1, {}), "en"))
+    assert {"1e-05", "0.001", "0.1"} <= {text.text for text in picture.iter(f"{SVG}text")}
+    near, far = (float(square.get("y") or 0) for square in list(picture.iter(f"{SVG}rect"))[:2])
+    assert near - far > 60
+    check_inside(picture, 2)
+
+
 def check_inside(picture: ET.Element, lines: int) -> None:
     wide, high = (float(side) for side in (picture.get("viewBox") or "").split()[2:])
     found = list(picture.iter(f"{SVG}polyline"))
