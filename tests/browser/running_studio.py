@@ -26,11 +26,12 @@ serve(StudioSettings(Path(sys.argv[1]), device=device, devices=devices, port=int
 
 
 class RunningStudio:
-    """`pab app` on a free port with the demo models; `devices`: on a pool of workers."""
+    """`pab app` on a free port with the demo models. `devices`: on a pool; `variables`: more for its environment."""
 
-    def __init__(self, data: Path, devices: str = ""):
+    def __init__(self, data: Path, devices: str = "", variables: dict[str, str] | None = None):
         self.data = data
         self.devices = devices
+        self.variables = variables or {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -40,7 +41,7 @@ class RunningStudio:
     def start(self) -> None:
         # As on a machine on which nothing was downloaded or calibrated.
         nothing = {name: str(self.data / "none") for name in ("PAB_MODELS", "PAB_SCHEDULES")}
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **nothing}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **nothing, **self.variables}
         with (self.data / "log.txt").open("ab") as log:
             command = [sys.executable, "-c", SERVE, str(self.data), str(self.port), self.devices]
             self.process = subprocess.Popen(command, cwd=self.data, env=environment, stdout=log, stderr=log)
