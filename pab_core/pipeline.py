@@ -31,6 +31,8 @@ from .text import TextEmbedding
 if TYPE_CHECKING:  # diffusers takes a second to import, and not everything here decodes
     from .autoencoders import Tiling, VideoVAE
 
+WARM_UP_STEPS = 4  # of the run that goes before timed ones: kernels are chosen, memory is claimed; PNDM makes no less
+
 
 @dataclass
 class Pipeline:

@@ -1,6 +1,7 @@
 """What the command line shows: progress, the summary of a run, and how a command ends."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 # Torch's words for it, on a GPU, on Windows and elsewhere; only the first has an exception of its own.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+
+_SECONDS_BETWEEN_LINES = 15.0  # of progress in a log, where no bar can be drawn
 
 
 @contextmanager
@@ -38,14 +41,21 @@ def answered() -> Iterator[None]:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows a bar on a terminal, on stderr: (stage, done, total), total 0 where the length is not known."""
+    """Shows on stderr how far a command is: a bar on a terminal, a line now and then in a log.
+
+    What it gives takes (stage, done, total), total 0 where the length is not known.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines()
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     count, left = TextColumn("{task.fields[count]}"), TextColumn("{task.fields[left]}")
     columns = ("{task.description:8}", BarColumn(), count, TimeRemainingColumn(), left)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         current: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int) -> None:
@@ -54,9 +64,25 @@ def progress() -> Iterator[Callable[[str, int, int], None]]:
                     bar.remove_task(task)
                 current.clear()
                 current[stage] = bar.add_task(stage, total=total or None, count="", left="left" if total else "")
-            bar.update(current[stage], completed=done, count=f"{done}/{total}" if total else "")
+            bar.update(current[stage], completed=done, count=_count(done, total))
 
         yield show
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    last = time.monotonic()
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            typer.echo(f"{stage} {_count(done, total)}".rstrip(), err=True)
+
+    return show
+
+
+def _count(done: int, total: int) -> str:
+    return f"{done}/{total}" if total else ""
 
 
 def summary(made: "Generation", seconds: dict[str, float], total: float, elsewhere: bool = False) -> str:

@@ -14,14 +14,13 @@ from torch import Tensor
 from ..acceleration.choice import Speed, transformer_dtype
 from ..broadcast import AnyPolicy, ScheduleTable
 from ..errors import PabError
-from ..pipeline import Pipeline
+from ..pipeline import WARM_UP_STEPS, Pipeline
 from ..settings import clip_size
 from ..text import TextEmbedding
 from .machine import describe_machine
 from .random_weights import random_text
 
 PROMPT = "a red ball rolls left over a green floor"
-_WARM_UP_STEPS = 4  # PNDM makes no less
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def measure_speed(
         return time.perf_counter() - start, latents, run.taken
 
     asked, peaks = list(tables), [0 for _ in tables]
-    few = min(_WARM_UP_STEPS, tables[0].steps)
+    few = min(WARM_UP_STEPS, tables[0].steps)
     for one in pipes:
         timed(one, one.schedule("off", steps=few, **size), few, "plain")
     seconds: list[list[float]] = [[] for _ in tables]

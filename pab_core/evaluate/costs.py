@@ -19,13 +19,12 @@ from ..broadcast.schedule_file import neighbours
 from ..errors import PabError
 from ..models.layers import Branch
 from ..models.registry import MODELS
-from ..pipeline import Pipeline
+from ..pipeline import WARM_UP_STEPS, Pipeline
 from .flops import PAPER, as_published, count_call
 from .generation import Clip, make_latents, prepare
 
 _STEPS = 8  # of the runs that are compared on a GPU
 _ROUNDS = 3
-_WARM_UP_STEPS = 4  # PNDM makes no less
 _TOKENS = 20
 
 
@@ -186,7 +185,7 @@ def time_runs(
         pipe.denoise(noise, text, table, steps=steps, seed=clips[0].seed, run=pipe.new_run(table))
         return now(pipe.device) - start
 
-    few = min(_WARM_UP_STEPS, tables[0].steps)
+    few = min(WARM_UP_STEPS, tables[0].steps)
     seconds(pipe.schedule("off", steps=few), few)
     found: list[list[float]] = [[] for _ in tables]
     for turn in range(rounds):

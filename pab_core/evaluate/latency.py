@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..pipeline import Pipeline
+from ..pipeline import WARM_UP_STEPS, Pipeline
 from ..settings import clip_size
 from ..text import TextEmbedding
 from .costs import now
@@ -22,7 +22,6 @@ from .results import ResultFile
 
 PROMPT = "a red ball rolls left over a green floor"
 TOKENS = 20  # of the random text where there is no text encoder
-_WARM_UP_STEPS = 4
 
 Size = tuple[int, int, int]  # frames, height, width
 
@@ -136,7 +135,7 @@ def _time(
     taken: dict[str, list[float]] = {name: [] for name in names}
     peak: dict[str, int | None] = dict.fromkeys(names)
     lacking: set[str] = set()
-    few = min(_WARM_UP_STEPS, pipe.spec.steps if steps is None else steps)
+    few = min(WARM_UP_STEPS, pipe.spec.steps if steps is None else steps)
     for turn in range(-1, repeat):  # a short one goes ahead: kernels are chosen, memory is claimed
         for name in names:
             count = few if turn < 0 else steps

@@ -26,34 +26,8 @@ UNFILTERED = (
     "temporal_flickering was judged without VBench's filter of still videos, which needs a GPU: it is not comparable "
     "with published scores."
 )
-# Run by the Python that has the package. Of the videos for temporal_flickering its filter keeps those that stand still.
-_JUDGE = """
-import argparse, json, os, sys
-from vbench import VBench
-given = json.loads(sys.argv[1])
-flicker = "temporal_flickering"
-judge = VBench(given["device"], given["info"], given["output"])
-dimensions = given["dimensions"] or judge.build_full_dimension_list()
-folders = {given["videos"]: dimensions}
-if flicker in dimensions and given["device"].startswith("cuda"):
-    from vbench.cli.static_filter import register_subparsers
-    from vbench.utils import init_submodules
-    init_submodules(["dynamic_degree"])
-    parser, result = argparse.ArgumentParser(), os.path.join(given["output"], given["name"] + "_still")
-    register_subparsers(parser.add_subparsers())
-    args = parser.parse_args(["static_filter", "--videos_path", given["videos"], "--result_path", result])
-    args.func(args)
-    others = [name for name in dimensions if name != flicker]
-    folders = {given["videos"]: others, os.path.join(result, "filtered_videos"): [flicker]}
-found = {}
-for folder, names in folders.items():
-    if names:
-        judge.evaluate(videos_path=folder, name=given["name"], dimension_list=names)
-        with open(os.path.join(given["output"], given["name"] + "_eval_results.json")) as file:
-            found.update(json.load(file))
-with open(os.path.join(given["output"], given["name"] + "_eval_results.json"), "w") as file:
-    json.dump(found, file)
-"""
+# Given as text to the Python that has the package: run as a file, its neighbours here would come before packages.
+_JUDGE = Path(__file__).with_name("vbench_judge.py")
 _SAMPLES = {"temporal_flickering": 25}  # videos of a prompt, as its authors ask for; of all other dimensions:
 _USUAL_SAMPLES = 5
 _FORBIDDEN = set("/\\\0")
@@ -158,7 +132,7 @@ def run_vbench(
     output, name = output.resolve(), videos.name
     given = {"device": str(device), "info": str(info.resolve()), "output": str(output), "name": name}
     given |= {"videos": str(videos.resolve()), "dimensions": list(dimensions)}
-    command = [python or sys.executable, "-c", _JUDGE, json.dumps(given)]
+    command = [python or sys.executable, "-c", _JUDGE.read_text(encoding="utf-8"), json.dumps(given)]
     with (output / "vbench.txt").open("w", encoding="utf-8") as said:
         result = subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False)
     if result.returncode != 0:

@@ -18,11 +18,9 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from pab_core import video_io
+from pab_core import terminal, video_io
 from pab_core.broadcast import Window, customise
 from pab_core.cli import app
-from pab_core.evaluate.bench import measure_speed, psnr
-from pab_core.evaluate.machine import describe_machine, peak_memory
 from pab_core.models.registry import MODELS
 from pab_core.pipeline import Pipeline
 
@@ -116,12 +114,20 @@ def test_an_existing_file_needs_force(folder: Path, tmp_path: Path):
     assert len(video_io.read_mp4(out)[0]) == 17
 
 
-def test_a_terminal_gets_a_progress_bar_and_a_pipe_does_not(folder: Path, tmp_path: Path):
+def test_a_terminal_gets_a_progress_bar_and_a_short_run_in_a_pipe_is_silent(folder: Path, tmp_path: Path):
     options = [PROMPT, "--model", folder, "--steps", "3", "--force", "-o", tmp_path / "a.mp4"]
     shown = pab("generate", *options, TTY_COMPATIBLE="1", TTY_INTERACTIVE="1", TERM="xterm", COLUMNS="80").stderr
     assert "load" in shown
     assert "\x1b" in shown
     assert pab("generate", *options, TTY_COMPATIBLE="0").stderr == ""
+
+
+def test_a_log_gets_a_line_now_and_then(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0.0)
+    options = ["--model", folder, "--steps", "3", "--frames", "1", "-o", tmp_path / "a.mp4"]
+    told = pab("generate", PROMPT, *options, TTY_COMPATIBLE="0").stderr.splitlines()
+    assert told[0] == "load"
+    assert [line for line in told if line.startswith("denoise ")][-1] == "denoise 3/3"
 
 
 def interrupt(*arguments: Any, **options: Any) -> None:
@@ -275,7 +281,7 @@ def test_a_terminal_without_block_characters_gets_plain_ones():
     assert b"#########" in done.stdout
 
 
-# bench
+# The whole
 
 
 def test_an_option_with_the_word_of_its_own_name_says_its_name():
@@ -296,100 +302,6 @@ def commands(group: typer.Typer) -> Iterator[Any]:
     for inner in group.registered_groups:
         assert inner.typer_instance is not None
         yield from commands(inner.typer_instance)
-
-
-def test_bench_speed(folder: Path):
-    result = pab("bench", "speed", "--model", folder, "--policy", "pab246", "--repeat", "2", "--steps", "8", "--json")
-    told = json.loads(result.stdout)
-    assert result.stderr == ""
-    assert (told["model"], told["weights"]) == ("tiny", "random")
-    assert told["machine"]["threads"] == 1
-    assert told["machine"]["torch"] == torch.__version__
-    assert {"seed": 1, "repeat": 2, "steps": 8, "num_frames": 17, "height": 32, "width": 48}.items() <= told[
-        "settings"
-    ].items()
-    off, pab246 = told["runs"]
-    assert (off["policy"], pab246["policy"]) == ("off", "pab246")
-    assert off["speedup"] == 1
-    assert off["psnr"] is None
-    assert pab246["psnr"] > 20
-    assert set(off["reused"].values()) == {0}
-    assert all(share > 0 for share in pab246["reused"].values())
-    for run in (off, pab246):
-        assert len(run["seconds"]) == 2
-        assert all(seconds > 0 for seconds in run["seconds"])
-        assert run["speedup"] == pytest.approx(off["median"] / run["median"], rel=0.05)
-
-
-def test_bench_speed_of_two_ways_to_compute(folder: Path):
-    more = ["--repeat", "1", "--steps", "5", "--frames", "1", "--policy", "pab246"]
-    found = json.loads(
-        pab("bench", "speed", "--model", folder, "--speed", "exact", "--speed", "fast", *more, "--json").stdout
-    )
-    assert [(run["policy"], run["speed"]) for run in found["runs"]] == [
-        ("off", "exact"),
-        ("pab246", "exact"),
-        ("off", "fast"),
-        ("pab246", "fast"),
-    ]
-    assert found["runs"][0]["difference"] == 0
-    assert found["runs"][2]["difference"] < 0.1
-    for wrong, words in ((["exact", "fp8"], "Only exact and fast can take turns"), (["warp"], "no speed named 'warp'")):
-        refused = pab("bench", "speed", "--model", folder, *(f"--speed={speed}" for speed in wrong))
-        assert refused.exit_code == 2
-        assert words in refused.stderr
-
-
-def test_bench_speed_as_a_table(folder: Path):
-    result = pab("bench", "speed", "--model", folder, "--repeat", "1", "--steps", "3", "--frames", "1")
-    assert result.exit_code == 0, result.output
-    assert "tiny, random weights; device cpu" in result.stdout
-    names = [line.split()[0] for line in result.stdout.splitlines()[-4:]]
-    assert names == ["off", "pab246", "pab357", "pab579"]
-    assert "identical" in result.stdout
-
-
-def test_the_bench_takes_turns(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    pipe = Pipeline.load(folder, device="cpu")
-    order: list[str] = []
-    plain = Pipeline.denoise
-
-    def recorded(self: Pipeline, latents: Any, text: Any, table: Any, **options: Any) -> Any:
-        order.append(table.policy)
-        return plain(self, latents, text, table, **options)
-
-    monkeypatch.setattr(Pipeline, "denoise", recorded)
-    events: list[tuple[int, int]] = []
-    report = measure_speed(
-        pipe, ["pab246", "pab579"], repeat=2, steps=3, on_run=lambda done, total: events.append((done, total))
-    )
-    assert order == ["off", "off", "pab246", "pab579", "pab246", "pab579", "off"]
-    assert events == [(i, 6) for i in range(7)]
-    assert [len(row.seconds) for row in report.rows] == [2, 2, 2]
-
-
-def test_psnr():
-    black = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
-    assert psnr(black, black) is None
-    assert psnr(black + 255, black) == pytest.approx(0)
-    assert psnr(black + 1, black) == pytest.approx(48.13, abs=0.01)
-
-
-def test_the_machine_is_told():
-    told = describe_machine("cpu")
-    assert told["device"] == "cpu"
-    assert all(value for value in told.values())
-    before = peak_memory()
-    assert before is not None
-    block = torch.ones(40_000_000)  # 160 MB
-    after = peak_memory()
-    assert after is not None
-    assert after >= 150e6
-    assert after >= before
-    del block
-
-
-# The whole
 
 
 def test_help_names_the_commands():
