@@ -86,7 +86,8 @@ class TextEncoder(nn.Module):
 
     def _read(self, text: str) -> tuple[list[int], str]:
         """Token ids, at most max_length of them, and the text of those that were left out."""
-        ids = self.tokenizer(text)["input_ids"]
+        # verbose: it would warn of a length that is cut right here.
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) <= self.max_length:
             return ids, ""
         kept = self.max_length - 1  # the last place is the end token's

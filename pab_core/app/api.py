@@ -16,6 +16,7 @@ from ..errors import PabError
 from .following import follow, owner_of
 from .history import Entry
 from .jobs import View
+from .offering import first_level
 from .request import ClipRequest, FieldErrors
 from .service import Studio
 
@@ -23,13 +24,18 @@ from .service import Studio
 def add_endpoints(studio: Studio) -> None:
     """Adds them to the open gr.Blocks."""
 
-    def request_of(**given: Any) -> ClipRequest:
-        return ClipRequest(**{name: value for name, value in given.items() if value is not None})
+    def request_of(model: str, policy: str, **given: Any) -> ClipRequest:
+        model = model or next(iter(studio.offered))
+        if not policy and model in studio.offered:
+            policy = first_level(studio.offered[model])
+        return ClipRequest(
+            model=model, policy=policy, **{name: value for name, value in given.items() if value is not None}
+        )
 
     async def submit(
         prompt: str,
         model: str = "",
-        policy: str = "quality",
+        policy: str = "",
         seed: str = "",
         size: str = "",
         frames: str = "",
@@ -49,7 +55,7 @@ def add_endpoints(studio: Studio) -> None:
         """Puts a video into the queue, or with `against` two of one seed; returns the job's state with its id."""
         wish = request_of(
             prompt=prompt,
-            model=model or next(iter(studio.offered)),
+            model=model,
             policy=policy,
             seed=str(seed),
             size=size,
@@ -98,10 +104,10 @@ def add_endpoints(studio: Studio) -> None:
         with _told():
             return [describe_entry(entry) for entry in studio.history.list(owner_of(request)[0], min(int(limit), 500))]
 
-    def schedule(policy: str = "quality", model: str = "", steps: int | None = None) -> dict[str, Any]:
+    def schedule(policy: str = "", model: str = "", steps: int | None = None) -> dict[str, Any]:
         """What a policy computes and what it reuses, step by step, and the predicted saving."""
         with _told():
-            wish = request_of(prompt="a", model=model or next(iter(studio.offered)), policy=policy, steps=steps)
+            wish = request_of(model, policy, prompt="a", steps=steps)
             clip = studio.check(wish)
             return {"model": clip.offered.name, "saving": round(studio.saving(clip), 4), **clip.table.to_json()}
 

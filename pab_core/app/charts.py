@@ -42,7 +42,7 @@ def draw_curves(curves: Curves, language: str) -> str:
             f'height="{_HIGH - _TOP - _BOTTOM}" fill="var(--pab-window, #d9822b)" fill-opacity=".12"/>'
         )
     for power in range(low, high + 1):
-        parts.append(_row(y(power), f"{10.0**power:g}"))
+        parts.append(_row(y(power), _power(power)))
     for step in _ticks(1, steps):
         parts.append(_column(x(step), str(step)))
     words, legend = [], []
@@ -63,11 +63,14 @@ def draw_quality(quality: Quality, language: str) -> str:
     points = quality.points
     slow, fast = min(1.0, *(p.speedup * 0.98 for p in points)), max(1.1, *(p.speedup * 1.05 for p in points))
     x, (y, rows) = _scale(slow, fast, _LEFT, _WIDE - 56), _heights(quality)
-    parts = [_row(y(value), f"{value:.3g}") for value in rows]
+    parts = [_row(y(value), words) for value, words in rows]
     parts += [_column(x(value), f"{value:.3g}x") for value in _nice(slow, fast)]
     fewer = sorted((point for point in points if point.is_rival), key=lambda point: point.speedup)
     if fewer:
         parts.append(_line(" ".join(f"{x(p.speedup):.1f},{y(p.distance):.1f}" for p in fewer), *_LINES[1]))
+    # Of fewer steps the number does: what the line is stands below. No mark is covered by a name.
+    names = [point.policy.removeprefix("steps") if point.is_rival else point.policy for point in points]
+    parts += _names([(name, x(p.speedup), y(p.distance)) for name, p in zip(names, points, strict=True)])
     for point in points:
         across, up = x(point.speedup), y(point.distance)
         colour = _LINES[1 if point.is_rival else 0][0]
@@ -82,7 +85,6 @@ def draw_quality(quality: Quality, language: str) -> str:
             else f'<rect x="{across - 4:.1f}" y="{up - 4:.1f}" width="8" height="8" fill="{colour}"/>'
         )
         parts.append(mark)
-    parts += _names([(point.policy, x(point.speedup), y(point.distance)) for point in points])
     legend = [(text("policies_short", language), _LINES[0][0], None), (text("fewer_steps", language), *_LINES[1])]
     parts.append(_legend(legend if fewer else legend[:1]))
     words = "; ".join(f"{p.policy}: {p.speedup:.2f}x, {quality.metric.upper()} {p.distance:.3g}" for p in points)
@@ -90,17 +92,19 @@ def draw_quality(quality: Quality, language: str) -> str:
     return _svg(title, words, text("speed_column", language), parts)
 
 
-def _heights(quality: Quality) -> tuple[Scale, list[float]]:
-    """Where a distance stands, and those that lines are drawn for; by powers of ten where they lie far apart."""
+def _heights(quality: Quality) -> tuple[Scale, list[tuple[float, str]]]:
+    """Where a distance stands, and those that lines are drawn for, in words, too; by powers of ten where they lie far
+    apart."""
     bottom, distances = _HIGH - _BOTTOM, [point.distance for point in quality.points]
     if quality.metric == "lpips" and 0 < FAR_APART * min(distances) < max(distances):
         low, high = math.floor(math.log10(min(distances))), math.ceil(math.log10(max(distances)))
         by_power = _scale(low, high, bottom, _TOP)
-        return lambda value: by_power(math.log10(max(value, 10.0**low))), [10.0**n for n in range(low, high + 1)]
+        rows = [(10.0**power, _power(power)) for power in range(low, high + 1)]
+        return lambda value: by_power(math.log10(max(value, 10.0**low))), rows
     bottoms, tops = ([p.distance + side * p.error for p in quality.points] for side in (-1, 1))
     floor = 0.0 if quality.metric == "lpips" else min(bottoms) - 1
     ceiling = max(max(tops) * 1.08, floor + 1e-3)
-    return _scale(floor, ceiling, bottom, _TOP), _nice(floor, ceiling)
+    return _scale(floor, ceiling, bottom, _TOP), [(value, f"{value:.3g}") for value in _nice(floor, ceiling)]
 
 
 def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:
@@ -109,18 +113,21 @@ def _names(points: Sequence[tuple[str, float, float]]) -> list[str]:
     taken: list[tuple[float, float, float, float]] = []
     parts = []
     for name, x, y in points:
-        wide = 6.6 * len(name)
+        wide = 7.2 * len(name)
         places = [
             (left, up, left + wide, up + 11)
-            for up in (y - 16, y + 5, y - 5, y - 28, y + 17)
-            for left in (x + 8, x - 8 - wide)
+            for up in (y - 16, y + 5, y - 5, y - 28, y + 17, y - 40, y + 29)
+            for left in (x + 8, x - 8 - wide, x - wide / 2)
             if left >= _LEFT and left + wide <= _WIDE and up >= 0 and up + 11 <= _HIGH - _BOTTOM + 4
         ] or [(x + 8, y - 16, x + 8 + wide, y - 5)]
-        best = min(places, key=lambda place: sum(_overlap(place, other) for other in (*marks, *taken)))
+        # A mark that is covered is worse than letters that are; of places as good, the nearest.
+        covered = lambda place: sum(_overlap(place, other) for other in (*marks, *marks, *taken))  # noqa: E731
+        best = min(places, key=lambda place: covered(place) + 0.2 * abs(place[1] + 5.5 - y))
         taken.append(best)
         # Its letters push the lines behind them aside.
         aside = 'stroke="var(--block-background-fill, #fff)" stroke-width="3" paint-order="stroke"'
-        parts.append(f'<text x="{best[0]:.1f}" y="{best[1] + 10:.1f}" font-size="11" {aside}>{escape(name)}</text>')
+        where = f'x="{best[0]:.1f}" y="{best[1] + 10:.1f}"'
+        parts.append(f'<text class="pab-name" {where} font-size="11" {aside}>{escape(name)}</text>')
     return parts
 
 
@@ -171,6 +178,11 @@ def _legend(entries: Sequence[tuple[str, str, str | None]]) -> str:
         parts.append(f'<text x="{x + 28:.0f}" y="{y + 4}">{escape(name)}</text>')
         x += 46 + 8.5 * sum(2 if ord(letter) > 0x2E7F else 1 for letter in name)
     return "".join(parts)
+
+
+def _power(power: int) -> str:
+    """Of ten: 0.1, 0.01, 0.001, 10⁻⁴."""
+    return f"{10.0**power:g}" if power >= -3 else "10⁻" + "".join("⁰¹²³⁴⁵⁶⁷⁸⁹"[int(digit)] for digit in str(-power))
 
 
 def _ticks(first: int, last: int) -> list[int]:

@@ -17,10 +17,11 @@ from .following import JobOfBrowser
 from .history import Entry
 from .jobs import View
 from .labels import Labels
+from .measured import few_digits
 from .offering import level_choices, title_of
 from .request import FieldErrors
 from .service import Studio
-from .stage import empty_stage, message, policy_title, refusal, show_progress, table_of
+from .stage import empty_stage, message, policy_title, refusal, show_progress, show_warnings, table_of
 from .texts import text, wrong
 
 _PLAIN: dict[str, Any] = {"spatial": None, "temporal": None, "cross": None, "mlp": None, "window": ""}
@@ -135,7 +136,8 @@ class ComparePage:
         entries = self.studio.entries(view, owner)
         if len(entries) < 2:
             return empty_stage(language, "empty_compare")
-        return show_pair(self.studio, entries, view.measured, language)
+        shown = show_pair(self.studio, entries, view.measured, language)
+        return shown + show_warnings(view.warnings, language)
 
 
 def _by_field(error: FieldErrors, language: str) -> str:
@@ -179,7 +181,7 @@ def show_figures(measured: dict[str, Any], language: str) -> str:
         (text("seconds", language), f"{first:.2f} / {second:.2f}"),
         (text("psnr_title", language), psnr),
         *(
-            (text(f"{name}_title", language), _few_digits(measured[name]))
+            (text(f"{name}_title", language), few_digits(measured[name]))
             for name in ("ssim", "lpips")
             if name in measured
         ),
@@ -188,7 +190,3 @@ def show_figures(measured: dict[str, Any], language: str) -> str:
     notes = ["one_run", *(["get_lpips"] if "lpips" not in measured and not has_lpips() else [])]
     words = "".join(message(text(key, language), "note") for key in notes)
     return f"<h2>{escape(text('measured', language))}</h2>{table_of(rows)}{words}"
-
-
-def _few_digits(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.6f}"

@@ -11,7 +11,7 @@ from ..models.registry import ModelSpec
 from .ideas import is_demo
 from .labels import Labels
 from .models import Offered
-from .offering import length_choices, level_choices, model_choices, size_choices, takes_pictures
+from .offering import first_level, length_choices, level_choices, model_choices, size_choices, takes_pictures
 from .request import RANGES, preset_values
 from .service import Studio
 from .stage import empty_stage, message
@@ -33,7 +33,7 @@ class CreateFields:
         self.language = language
         first = next(iter(studio.offered.values()))
         # Of these two the browser knows the values, so that choosing a level asks nobody; see create_page.
-        self.base = gr.Textbox("quality", visible=False)  # the level that the sliders were changed from
+        self.base = gr.Textbox(first_level(first), visible=False)  # the level that the sliders were changed from
         self.known = gr.JSON(self.sliders_of_levels(first.name), visible=False)
         self.filled = gr.State(first.name)  # the model that the fields were last filled in for
         self.asked = gr.Number(visible=False)  # when the schedule was asked for, by the browser's clock
@@ -95,20 +95,24 @@ class CreateFields:
         """The choices of a policy: not among `labels`, since they change with the model, too."""
         return [*level_choices(self.studio.offered[model], language), (text("custom", language), "custom")]
 
-    def sliders_of_levels(self, model: str, *, kept: bool = False) -> dict[str, Any]:
-        """What choosing a level does to (base, *SLIDERS). kept: what is chosen now stands as it is."""
+    def sliders_of_levels(self, model: str, *, kept: bool = False, before: str = "") -> dict[str, Any]:
+        """What choosing a level does to (base, *SLIDERS), and which level is the model's first.
+
+        kept: what is chosen now stands as it is. before: the first level of the model that was chosen before.
+        """
         offered = self.studio.offered[model]
         values = {level: preset_values(level, offered.spec) for _, level in level_choices(offered, "en")}
         levels = {level: [level, *(found[name] for name in SLIDERS)] for level, found in values.items()}
-        return {"model": model, "kept": kept, "levels": levels}
+        return {"model": model, "kept": kept, "levels": levels, "first": first_level(offered), "before": before}
 
     def _tune(self, labels: Labels, first: Offered) -> None:
-        values = preset_values("quality", first.spec)
+        level = first_level(first)
+        values = preset_values(level, first.spec)
         self.policy = labels(
             gr.Radio,
             words={"label": "policy", "info": "policy_info"},
             choices=self.levels(first.name, "en"),
-            value="quality",
+            value=level,
             elem_id="pab-policy",
         )
         with gr.Row(elem_classes="pab-ranges"):

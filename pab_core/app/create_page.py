@@ -17,7 +17,7 @@ from .ideas import is_demo, new_idea
 from .illustration import show_pictures, show_schedule
 from .jobs import View
 from .labels import Labels
-from .offering import length_choices, size_choices, takes_pictures
+from .offering import first_level, length_choices, size_choices, takes_pictures
 from .request import ClipRequest, FieldErrors, with_sliders
 from .service import Studio
 from .stage import empty_stage, message, refusal, show_view
@@ -25,9 +25,10 @@ from .texts import text, wrong
 
 # What a click changes is changed in the browser: an answer from the server may come after the next click and undo it.
 _CHOOSE_LEVEL = "(level, known) => known.levels[level]"  # nothing for "custom"
+# Who has left the choice of a level to the studio leaves it so with the next model, too.
 _SETTLE_LEVEL = """(level, known) => {
     if (known.kept) return;
-    const stays = known.levels[level] ? level : "quality";
+    const stays = known.levels[level] && level !== known.before ? level : known.first;
     return [stays, ...known.levels[stays]];
 }"""
 # Answers may come out of turn: several are on their way when many fields change at once.
@@ -124,6 +125,9 @@ class CreatePage(CreateFields):
         offered = self.studio.offered.get(found["model"])
         if offered is None:
             raise FieldErrors({"model": f"There is no model named '{found['model']}' here."})
+        # What the model does not take is hidden with what stands in it, for one that does.
+        if not takes_pictures(offered.spec):
+            picture = last = ""
         request = ClipRequest(
             prompt=found["prompt"] or "",
             model=found["model"],
@@ -180,7 +184,7 @@ class CreatePage(CreateFields):
             gr.update(visible=is_demo(spec)),
             gr.update(visible=takes_pictures(spec)),
             gr.update(choices=self.levels(model, language)),
-            self.sliders_of_levels(model, kept=kept),
+            self.sliders_of_levels(model, kept=kept, before=first_level(self.studio.offered[filled])),
         ]
 
     def _keep_picture(self, place: int, path: str, kept: tuple[str, str], language: str) -> tuple[Any, Any, str]:

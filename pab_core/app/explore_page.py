@@ -17,14 +17,14 @@ from .following import JobOfBrowser
 from .illustration import about_calibrated
 from .jobs import View
 from .labels import Labels
-from .measured import show_measured
+from .measured import measured_of, show_measured
 from .measuring import CLIPS, most_videos
 from .models import Offered
-from .offering import calibrated_levels, model_choices
+from .offering import calibrated_levels, model_choices, title_of
 from .request import LEVELS
 from .service import Studio
-from .stage import message, show_bar, table_of
-from .texts import model_title, schedule_texts, text
+from .stage import message, show_bar, show_warnings, table_of
+from .texts import level_title, model_title, schedule_texts, text
 
 _LOOK = 2.0  # seconds between two looks at the devices, while they are shown
 _STATES = {"off": "worker_off", "starting": "worker_starting", "ready": "worker_ready", "working": "worker_working"}
@@ -84,7 +84,7 @@ class ExplorePage:
         content = (
             f"<h2>{escape(text('policies', language))}</h2>{self._policies(offered, language)}"
             f"<h2>{escape(text('figures', language))}</h2>"
-            f"{show_measured(offered, self.studio.settings.data / 'bench', language)}"
+            f"{show_measured(offered, self.studio.settings.bench, language)}"
         )
         return [content, message(length, "note")]
 
@@ -107,19 +107,23 @@ class ExplorePage:
             return message(f"{text('failed', language)}: {explained(view.error, language)}")
         if view.state == "cancelled":
             return message(text("measure_cancelled", language), "note")
-        return show_bar(view, language)
+        offered = self.studio.offered.get(view.measures)
+        title = title_of(offered, language) if offered else view.measures
+        return message(text("measuring", language, model=title), "note") + show_bar(view, language)
 
     def _policies(self, offered: Offered, language: str) -> str:
         spec, cards = offered.spec, []
-        published = zip(LEVELS, preset_names(spec.family)[1:], strict=False)
-        for level, name in [*calibrated_levels(offered).items(), *published]:
+        calibrated = [(name, name) for name in calibrated_levels(offered)]
+        published = zip(LEVELS, preset_names(spec.family)[1:], strict=True)
+        for level, name in [*calibrated, *published]:
             policy = find_policy(name, spec.family, spec.depth)
             table = schedule_for(spec, policy, offered.sampler)
             picture = draw_schedule_svg(table, policy, texts=schedule_texts(language))
             words = text("saving", language, share=f"{self.studio.table_saving(offered, table):.0%}")
             cards.append(
-                f'<section class="pab-card"><h3>{escape(text(level, language))} <code>{escape(name)}</code></h3>'
-                f'{picture}<p class="pab-saving"><strong>{escape(words)}</strong></p>'
+                f'<section class="pab-card"><h3>{escape(level_title(level, language))} <code>{escape(name)}</code></h3>'
+                f'{picture}<p class="pab-saving"><strong>{escape(words)}</strong>'
+                f"<small>{escape(measured_of(offered, table, self.studio.settings.bench, language))}</small></p>"
                 f"{about_calibrated(policy, language, 'calibrated_note')}</section>"
             )
         cards.append(
@@ -150,10 +154,8 @@ def show_machine(studio: Studio, language: str) -> str:
         rows.append((text("method", language), found["method"]))
         if studio.settings.workers:  # in which other programs have a part, too
             rows.append((text("pool_jobs", language), f"{len(found['running'])} / {len(found['waiting'])}"))
-    said = "".join(
-        message(words.split(" Its log ends:")[0], "warning") for words in [*found["warnings"], *found["trouble"]]
-    )
-    return table_of(rows) + said
+    trouble = [words.split(" Its log ends:")[0] for words in found["trouble"]]
+    return table_of(rows) + show_warnings([*found["warnings"], *trouble], language)
 
 
 def _title(name: str | None, language: str) -> str:

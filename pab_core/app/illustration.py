@@ -11,6 +11,8 @@ from PIL import Image
 from ..broadcast import AnyPolicy
 from ..broadcast.picture_svg import draw_schedule_svg
 from ..broadcast.schedule_file import ScheduleFile
+from .explaining import REMARK, explained
+from .measured import measured_of
 from .request import Clip
 from .service import Studio
 from .texts import schedule_texts, text
@@ -21,7 +23,11 @@ def show_schedule(studio: Studio, clip: Clip, language: str) -> str:
     picture = draw_schedule_svg(clip.table, clip.policy, texts=schedule_texts(language))
     saving = studio.saving(clip)
     words = text("saving", language, share=f"{saving:.0%}") if saving else text("no_saving", language)
-    note = f"<small>{text('counted', language)}</small>" if saving else ""
+    notes = [text("counted", language)] if saving else []
+    spec = clip.offered.spec
+    if (clip.num_frames, clip.height, clip.width) == (spec.num_frames, spec.height, spec.width):
+        notes.append(measured_of(clip.offered, clip.table, studio.settings.bench, language))
+    note = "".join(f"<small>{escape(words)}</small>" for words in notes if words)
     about = about_calibrated(clip.policy, language, "calibrated_note", "calibrated_sliders")
     return f'<div class="pab-card">{picture}<p class="pab-saving"><strong>{words}</strong>{note}</p>{about}</div>'
 
@@ -31,7 +37,7 @@ def about_calibrated(policy: AnyPolicy, language: str, *keys: str) -> str:
     if not isinstance(policy, ScheduleFile):
         return ""
     words = ("" if language == "zh" else " ").join(escape(text(key, language)) for key in keys)
-    note = f'<small lang="en">{escape(policy.note)}</small>' if policy.note else ""
+    note = f"<small>{escape(explained(policy.note, language, REMARK))}</small>" if policy.note else ""
     return f'<p class="pab-calibrated">{words}{note}</p>'
 
 

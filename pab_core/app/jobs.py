@@ -37,6 +37,7 @@ class View:
     stage: str = ""  # "load", "denoise", "decode", "write"
     clip: int = 0  # of a comparison or a measurement, the one that is made now
     clips: int = 1
+    measures: str = ""  # the model, of a measurement
     done: int = 0
     total: int = 0
     seconds_left: float | None = None  # of the denoising
@@ -58,7 +59,6 @@ class Job:
     visitor: str  # whom the limits count: the user's name, else the open page
     clips: tuple[Clip, ...]
     view: View
-    measures: str = ""  # the model that it measures; "": its clips are videos to keep
     created: float = field(default_factory=time.time)
     cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -105,7 +105,7 @@ class JobQueue:
         PabError where the queue, or the visitor's part of it, is full, or what it `measures` is being measured already.
         """
         with self._lock:
-            if measures and any(job.measures == measures and not job.view.ended for job in self._jobs.values()):
+            if measures and any(job.view.measures == measures and not job.view.ended for job in self._jobs.values()):
                 raise PabError("This model is being measured already; its chart appears here when that has ended.")
             mine = [job for job in self._jobs.values() if job.visitor == visitor and not job.view.ended]
             if len(mine) >= self._limits.queued_each:
@@ -114,7 +114,8 @@ class JobQueue:
                 )
             if len(self._waiting) >= self._limits.queued:
                 raise PabError(f"The queue is full: {len(self._waiting)} videos are waiting. Try again in a while.")
-            job = Job(owner, visitor, tuple(clips), View(secrets.token_hex(16), clips=len(clips)), measures)
+            view = View(secrets.token_hex(16), clips=len(clips), measures=measures)
+            job = Job(owner, visitor, tuple(clips), view)
             self._jobs[job.view.id] = job
             self._waiting.append(job)
             self._lock.notify_all()

@@ -8,10 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..broadcast import ScheduleTable
 from ..evaluate.packaged import packaged_curves
+from ..settings import schedule_for
 from .charts import draw_curves, draw_quality
 from .models import Offered
-from .reports import find_curves, find_quality, find_speed, packaged_quality
+from .reports import Quality, find_curves, find_quality, find_speed, packaged_quality
 from .stage import message
 from .texts import text
 
@@ -51,13 +53,39 @@ def _show_quality(offered: Offered, bench: Path, language: str) -> tuple[str, st
     output = shlex.quote(str(bench / f"{offered.name}-quality"))
     command = f"pab bench quality --model {_argument(offered)} --output {output}"
     again = _command(command, language, text("more_exactly", language))
-    own = find_quality(_folders(bench), offered.name)
-    found = own or (packaged_quality(offered.name) if _is_ours(offered) else None)
+    found, own = _find_quality(offered, bench)
     if found is None:
         return "lpips", message(text("no_quality", language), "note") + again
     key = "measured_here" if own else "measured_elsewhere"
     note = text(key, language, clips=found.clips, machine=_machine(found.machine, language))
     return found.metric, draw_quality(found, language) + message(note, "note") + again
+
+
+def _find_quality(offered: Offered, bench: Path) -> tuple[Quality | None, bool]:
+    """-> the report, if any, and whether it was made on this machine."""
+    own = find_quality(_folders(bench), offered.name)
+    return own or (packaged_quality(offered.name) if _is_ours(offered) else None), own is not None
+
+
+def measured_of(offered: Offered, table: ScheduleTable, bench: Path, language: str) -> str:
+    """How fast a policy was, and how near to Off, in a line; "" where that was not measured, with so many steps."""
+    found, _ = _find_quality(offered, bench)
+    point = next((point for point in found.points if point.policy == table.policy), None) if found else None
+    if found is None or point is None or table.steps != schedule_for(offered.spec, "off", offered.sampler).steps:
+        return ""
+    return text(
+        "measured_of",
+        language,
+        machine=_machine(found.machine, language),
+        speedup=f"{point.speedup:.2f}",
+        distance=few_digits(point.distance) if found.metric == "lpips" else f"{point.distance:.1f} dB",
+        metric=text(f"{found.metric}_title", language),
+    )
+
+
+def few_digits(value: float) -> str:
+    """Of an SSIM or LPIPS; what was calibrated is near."""
+    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.6f}"
 
 
 def _folders(bench: Path) -> list[Path]:

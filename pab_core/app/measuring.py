@@ -34,7 +34,7 @@ CLIPS = 3  # prompts that each policy makes
 
 def measured_policies(offered: Offered) -> tuple[str, ...]:
     """Those that a model has, of every prompt in this order; the rivals of fewer steps come last."""
-    return ("off", *LEVELS, *calibrated_levels(offered).values())
+    return ("off", *LEVELS, *calibrated_levels(offered))
 
 
 def most_videos(offered: Offered) -> int:
@@ -88,7 +88,7 @@ class Measurer:
 
 def folder_of(settings: StudioSettings, model: str) -> Path:
     """Where the report of a model goes: among those that Explore looks through."""
-    return settings.data / "bench" / f"{model}-studio"
+    return settings.bench / f"{model}-studio"
 
 
 class _Made:
@@ -116,8 +116,9 @@ class _Made:
 
         def tell(**changes: Any) -> None:
             left = changes.get("seconds_left")
-            if left is not None and past:  # of this clip; those after it are as long as those before
-                changes["seconds_left"] = left + statistics.fmean(past) * (self.total - index - 1)
+            if left is not None:  # of this clip; those after it are as long as those before
+                after = self.total - index - 1
+                changes["seconds_left"] = left + statistics.fmean(past) * after if past else None
             self._report(**{**changes, "clip": index, "clips": self.total})
 
         tell(stage="denoise", done=0, total=clip.table.steps, seconds_left=None)

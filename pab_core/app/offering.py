@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..broadcast.calibrated import calibrated_names
+from ..broadcast.calibrated import calibrated_names, own_path
 from ..conditioning import check_takes_frames
 from ..errors import PabError
 from ..models.registry import ModelSpec
 from ..settings import schedule_for
 from ..sizes import DURATIONS, RESOLUTIONS, is_named_size, size_of
+from .ideas import is_demo
 from .models import Offered
 from .request import LEVELS
-from .texts import model_title, text
+from .texts import level_title, model_title
 
 _RATIOS = ("16:9", "1:1", "9:16")
+_PACKAGED = ("calibrated", "calibrated-fast")  # the package's others lie between them
 
 
 def title_of(offered: Offered, language: str = "en") -> str:
@@ -45,27 +47,33 @@ def length_choices(spec: ModelSpec) -> dict[str, Any]:
 
 
 def level_choices(offered: Offered, language: str) -> list[tuple[str, str]]:
-    """Choices of a policy: (words, name)."""
-    levels = {level: level for level in ("off", *LEVELS)} | calibrated_levels(offered)
-    return [(text(key, language), name) for key, name in levels.items()]
+    """Choices of a policy: (words, name); what is nearest to the original before what is less so."""
+    return [(level_title(name, language), name) for name in ("off", *calibrated_levels(offered), *LEVELS)]
 
 
-def calibrated_levels(offered: Offered) -> dict[str, str]:
-    """Of what was calibrated for a model: key of the words -> policy. {}, or one, or with it the one that saves most.
-
-    The one is `calibrated`, or what saves least where none has that name.
-    """
+def calibrated_levels(offered: Offered) -> tuple[str, ...]:
+    """The policies that were calibrated for a model, that which saves least first: all of the user's own, and those of
+    the package that have a name in words."""
     spec, shares = offered.spec, dict[str, float]()
     for name in calibrated_names(spec.family, spec.depth):
         try:
-            shares[name] = schedule_for(spec, name, offered.sampler).reused_share()
+            if name in _PACKAGED or _is_own(name, spec):
+                shares[name] = schedule_for(spec, name, offered.sampler).reused_share()
         except PabError:
             continue  # a broken file must not take the others away
-    if not shares:
-        return {}
-    first = "calibrated" if "calibrated" in shares else min(shares, key=shares.__getitem__)
-    most = max(shares, key=shares.__getitem__)
-    return {"calibrated": first} | ({"calibrated_fast": most} if shares[most] > shares[first] else {})
+    return tuple(sorted(shares, key=shares.__getitem__))
+
+
+def first_level(offered: Offered) -> str:
+    """What is chosen where nobody has chosen: what was calibrated, for nothing is nearer to the original in that time;
+    but not what the package carried over to a released model from the demo model of its kind, which nobody measured."""
+    measured = is_demo(offered.spec) or _is_own("calibrated", offered.spec)
+    return "calibrated" if measured and "calibrated" in calibrated_levels(offered) else LEVELS[0]
+
+
+def _is_own(name: str, spec: ModelSpec) -> bool:
+    """Whether a user calibrated the policy, here."""
+    return own_path(spec.family, spec.depth, name.removeprefix("calibrated").removeprefix("-")).is_file()
 
 
 def takes_pictures(spec: ModelSpec) -> bool:

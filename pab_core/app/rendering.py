@@ -21,7 +21,7 @@ from ..parallel.pool.failures import JobCancelled, WorkerError
 from ..parallel.pool.generating import Pool, generate_on_pool
 from ..parallel.pool.job import ModelSource
 from ..parallel.pool.record import PoolProgress
-from ..pipeline import Pipeline
+from ..pipeline import WARM_UP_STEPS, Pipeline
 from ..results import Generation, Progress
 from ..tasks import Given
 from .jobs import Cancelled
@@ -29,7 +29,6 @@ from .models import LoadedModel
 from .request import Clip
 from .settings import StudioSettings
 
-_WARM_UP_STEPS = 4  # PNDM makes no less
 _LOOK = 0.2  # seconds between two looks at whether a job is cancelled
 
 
@@ -95,9 +94,9 @@ class InProcess:
         with self._at_work(clip, on_event) as pipe:
             on_event(Event("warm-up"))
             text = pipe.encode_prompt(clip.prompt, clip.negative)
-            table = pipe.schedule("off", steps=_WARM_UP_STEPS, **size)
+            table = pipe.schedule("off", steps=WARM_UP_STEPS, **size)
             noise = pipe.prepare_latents(clip.seed, **size)
-            pipe.denoise(noise, text, table, steps=_WARM_UP_STEPS, seed=clip.seed, progress=tell, **size)
+            pipe.denoise(noise, text, table, steps=WARM_UP_STEPS, seed=clip.seed, progress=tell, **size)
 
     @contextmanager
     def _at_work(self, clip: Clip, on_event: OnEvent) -> Iterator[Pipeline]:
@@ -155,7 +154,7 @@ class OnPool:
         return made, None
 
     def warm_up(self, clip: Clip, cancelled: threading.Event, on_event: OnEvent) -> None:
-        short = replace(clip, policy="off", steps=_WARM_UP_STEPS)  # pyright: ignore[reportArgumentType] - by its name
+        short = replace(clip, policy="off", steps=WARM_UP_STEPS)  # pyright: ignore[reportArgumentType] - by its name
 
         def tell(event: Event) -> None:
             on_event(event if event.stage in ("load", "tune") else Event("warm-up"))

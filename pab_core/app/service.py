@@ -37,7 +37,7 @@ class Studio:
         make, measure = Maker(settings, self.history, self.renderer), Measurer(settings, self.renderer)
 
         def work(job: Job, report: Report) -> None:
-            (measure if job.measures else make)(job, report)
+            (measure if job.view.measures else make)(job, report)
 
         self.queue = JobQueue(work, settings.limits, traceback.print_exception, self.renderer.at_once)
         self.sweep_pictures()

@@ -51,6 +51,11 @@ class StudioSettings:
         return self.data / "uploads"
 
     @property
+    def bench(self) -> Path:
+        """Of what was measured on this machine; it need not exist."""
+        return self.data / "bench"
+
+    @property
     def database(self) -> Path:
         return self.data / "history.sqlite"
 

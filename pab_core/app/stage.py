@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from .explaining import explained
+from .explaining import REMARK, explained
 from .history import Entry
 from .jobs import View
 from .request import level_of
 from .service import Studio
-from .texts import model_title, text
+from .texts import level_title, model_title, text
 
 _BARS = ("denoise", "decode")  # stages of which the length is known
 
@@ -37,9 +37,15 @@ def show_view(studio: Studio, view: View, owner: str, language: str) -> str:
     """A job of one video."""
     if view.state == "done":
         entries = studio.entries(view, owner)
-        warnings = "".join(message(warning, "warning") for warning in view.warnings)
-        return show_entry(studio, entries[0], language) + warnings if entries else empty_stage(language)
+        if not entries:
+            return empty_stage(language)
+        return show_entry(studio, entries[0], language) + show_warnings(view.warnings, language)
     return show_progress(view, language)
+
+
+def show_warnings(warnings: Sequence[str], language: str) -> str:
+    """What the core warned of."""
+    return "".join(message(explained(said, language, REMARK), "warning") for said in warnings)
 
 
 def show_progress(view: View, language: str) -> str:
@@ -117,11 +123,10 @@ def show_entry(studio: Studio, entry: Entry, language: str, *, autoplay: bool = 
 
 
 def policy_title(policy: str, language: str) -> str:
-    """A policy's name in words: "Quality (pab246)"; one with a name of its own stays as it is."""
+    """A policy's name in words, as far as there are some: "Quality (pab246)"."""
     if (level := level_of(policy)) is not None:
         return f"{text(level, language)} ({policy})"
-    words = {"off": "off", "calibrated": "calibrated", "calibrated-fast": "calibrated_fast"}
-    return text(words[policy], language) if policy in words else policy
+    return level_title(policy, language)
 
 
 def show_settings(entry: Entry, language: str) -> str:

@@ -38,7 +38,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "size": ("Size", "尺寸"),
     "size_info": ("width x height in pixels", "宽 x 高（像素）"),
     "frames": ("Length", "长度"),
-    "frames_info": ("frames, or 2s, 4s, 8s, 16s", "帧数，或 2s、4s、8s、16s"),
+    "frames_info": ("number of frames", "帧数"),
     "steps": ("Steps", "步数"),
     "length": ("{frames} frames ({seconds} s)", "{frames} 帧（{seconds} 秒）"),
     "steps_info": ("of denoising", "去噪步数"),
@@ -57,8 +57,9 @@ _TEXTS: dict[str, tuple[str, str]] = {
     # create: broadcast
     "policy": ("Broadcast", "广播策略"),
     "policy_info": (
-        "how much is reused from step to step; calibrated: by a search for what stays nearest to the original",
-        "各步之间复用多少结果；校准：通过搜索得到，最接近原视频",
+        "Calibrated: found by trials, nearest to the original where that was measured. Quality, Balanced, Fast: the "
+        "published ranges",
+        "校准：由试验得到，在已测量的模型上最接近原视频。质量、均衡、快速：论文的固定范围",
     ),
     "off": ("Off", "关闭"),
     "quality": ("Quality", "质量"),
@@ -66,6 +67,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "fast": ("Fast", "快速"),
     "calibrated": ("Calibrated", "校准"),
     "calibrated_fast": ("Calibrated, fast", "校准（快速）"),
+    "calibrated_named": ("Calibrated, {name}", "校准（{name}）"),
     "calibrated_note": (
         "Chosen by trials, not by ranges: computed where that counts most, predicted or reused in between.",
         "由试验选出，不按固定范围：在最关键处计算，其间预测或复用。",
@@ -93,6 +95,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
     "counted": (
         "counted for this model, size and schedule; the time saved depends on the machine",
         "按该模型、尺寸与调度计算；实际节省的时间因机器而异",
+    ),
+    "measured_of": (
+        "Measured on {machine}: {speedup} times as fast as Off, {distance} from its video ({metric})",
+        "实测，{machine}：速度为“关闭”的 {speedup} 倍，与其视频相比 {distance}（{metric}）",
     ),
     "no_schedule": ("No schedule: correct what is marked.", "无法给出调度：请改正标出的内容。"),
     # the stage
@@ -205,6 +211,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "{videos} videos, which are not kept.",
         "用该模型的每种策略，以及用时相当的更少步数，生成 {clips} 个提示词的视频：最多 {videos} 个，均不保留。",
     ),
+    "measuring": ("Being measured: {model}", "正在测量：{model}"),
     "more_exactly": ("More exactly, on more clips", "用更多视频更精确地测量"),
     "measure_cancelled": ("Cancelled. The chart is as it was.", "已取消，图表保持不变。"),
     "policies_short": ("policies", "策略"),
@@ -273,6 +280,15 @@ def model_title(name: str, otherwise: str, language: str = "en") -> str:
     """Of a demo model; the names of others are the same in every language."""
     key = f"model_{name}"
     return text(key, language) if key in _TEXTS else otherwise
+
+
+def level_title(policy: str, language: str = "en") -> str:
+    """Of a level, "off" or a calibrated policy; other names stay as they are."""
+    key = policy.replace("-", "_")
+    if key in ("off", "quality", "balanced", "fast", "calibrated", "calibrated_fast"):
+        return text(key, language)
+    named = policy.removeprefix("calibrated-")
+    return text("calibrated_named", language, name=named) if named != policy else policy
 
 
 def schedule_texts(language: str) -> dict[str, str]:

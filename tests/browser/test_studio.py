@@ -39,6 +39,12 @@ def test_generate_shows_progress_a_preview_and_a_playing_video(page: Page):
 
 
 def test_the_schedule_follows_levels_and_sliders(page: Page):
+    expect(page.locator("#pab-policy input:checked")).to_have_value("calibrated")  # where nobody has chosen
+    expect(page.locator("#pab-schedule")).to_contain_text(
+        re.compile(r"1\.\d+ times as fast as Off, 0\.0000\d+ from its")
+    )
+    page.locator("#pab-policy").get_by_text("Quality", exact=True).click()
+    wait_until(lambda: cells(page, "cross") == 14)
     assert (cells(page, "spatial"), cells(page, "cross")) == (9, 14)
     saving = page.locator(".pab-saving strong").inner_text()
     page.locator("#pab-policy").get_by_text("Fast", exact=True).click()
@@ -83,9 +89,9 @@ def test_what_was_calibrated_is_chosen_and_a_slider_leaves_it(page: Page):
     expect(page.get_by_role("alert")).to_have_count(0)
     page.locator("#pab-model input").click()
     page.get_by_role("option", name="The demo model of Latte's kind").click()
-    expect(policy.locator("input:checked")).to_have_value("quality")
+    expect(policy.locator("input:checked")).to_have_value("calibrated")  # not custom: that was another model's
     expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
-    policy.get_by_text("Calibrated", exact=True).click()
+    policy.get_by_text("Calibrated, fast").click()
     expect(page.locator("#pab-schedule")).to_contain_text("Chosen by trials")
     expect(page.locator("#pab-schedule g[data-kind=spatial] rect")).to_have_count(50)
     page.get_by_role("tab", name="Compare").click()
@@ -93,6 +99,7 @@ def test_what_was_calibrated_is_chosen_and_a_slider_leaves_it(page: Page):
 
 
 def test_leaving_the_list_of_models_as_it_was_changes_nothing(page: Page):
+    page.locator("#pab-policy").get_by_text("Quality", exact=True).click()
     slider = page.locator("#pab-spatial input[type=range]")
     slider.focus()
     page.keyboard.press("ArrowRight")

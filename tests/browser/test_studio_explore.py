@@ -135,6 +135,7 @@ def test_a_measurement_shows_how_far_it_is_and_is_cancelled(page: Page, studio: 
     page.get_by_role("button", name="Measure on this machine").click()
     progress = page.locator("#pab-measuring")
     expect(progress.get_by_role("progressbar")).to_be_visible()
+    expect(progress).to_contain_text("Being measured: The demo model")
     expect(devices).to_contain_text("cpu: working")  # by itself: nothing is pressed
     expect(progress).to_contain_text(re.compile(r"Video 1 of 33 · Step \d+ of 30"))
     shoot(page, "measuring")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from running_studio import RunningStudio, open_studio
@@ -15,6 +17,8 @@ def test_chinese_by_the_switch_and_by_the_browser(page: Page, browser: Browser, 
     expect(page.locator("#pab-schedule")).to_contain_text("空间")
     expect(page.locator("#pab-model input")).to_have_value("演示模型")
     expect(page.locator("html")).to_have_attribute("lang", "zh")  # by which screen readers pronounce it
+    expect(page.locator("#pab-schedule")).to_contain_text("30 次调用中计算 22 次")  # what its maker noted
+    assert not re.search("[a-z]{3,} [a-z]{3,}", page.locator("#pab-schedule").inner_text())
     shoot(page, "chinese")
     page.locator("#pab-steps input").fill("0")
     expect(page.get_by_role("alert")).to_contain_text(
@@ -28,6 +32,19 @@ def test_chinese_by_the_switch_and_by_the_browser(page: Page, browser: Browser, 
     open_studio(other, studio.url)
     expect(other.get_by_role("button", name="生成")).to_be_visible()
     chinese.close()
+
+
+def test_a_warning_is_told_in_chinese(page: Page):
+    page.get_by_text("中文").click()
+    page.locator("#pab-size input").fill("96x64")
+    page.keyboard.press("Tab")
+    page.locator("#pab-steps input").fill("2")
+    page.get_by_role("button", name="生成", exact=True).click()
+    expect(page.locator("#pab-stage video")).to_be_visible()
+    warning = page.locator("#pab-stage .pab-warning")
+    expect(warning).to_have_text("该模型以 192x128 像素、34 帧训练；96x64 像素、34 帧的效果可能较差。")
+    page.get_by_text("English").click()
+    expect(warning).to_contain_text("96x64 may look worse.")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

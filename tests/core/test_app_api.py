@@ -194,6 +194,12 @@ def test_schedules_come_with_their_saving(client: Client):
     assert sum(told["cross"]) > sum(told["spatial"]) > 0
 
 
+def test_who_names_no_policy_gets_what_the_page_begins_with(client: Client):
+    assert client.predict(model="demo", api_name="/schedule")["policy"] == "calibrated"
+    assert client.predict(model="tiny", api_name="/schedule")["policy"] == "pab246"
+    assert wait(client, submit(client, steps=2))[0]["about"]["policy"] == "pab246"
+
+
 def test_only_the_videos_are_served(server: Server, client: Client, folder: Path):
     (made,) = wait(client, submit(client, steps=2))
     studio = server.studio

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pab_core.app.charts import draw_curves, draw_quality
-from pab_core.app.measured import show_measured
+from pab_core.app.measured import measured_of, show_measured
 from pab_core.app.models import Offered
 from pab_core.app.reports import Point, Quality, find_curves, find_quality, find_speed, packaged_quality
 from pab_core.broadcast import find_policy
@@ -185,9 +185,11 @@ def test_the_points_lie_within_their_frame(points: list[Point], metric: str):
     fewer = sum(point.is_rival for point in points)
     check_inside(picture, 2 if fewer else 0)
     names = {text.text: float(text.get("x") or 0) for text in picture.iter(f"{SVG}text")}
-    assert set(names) >= {point.policy for point in points}
+    told = {point.policy.removeprefix("steps") for point in points}
+    assert set(names) >= told
+    assert "steps20: 1.30x" in (picture.get("aria-label") or "") or "20" not in told
     wide = float((picture.get("viewBox") or "").split()[2])
-    assert all(names[point.policy] + 6.6 * len(point.policy) <= wide for point in points)
+    assert all(names[name] + 6.6 * len(name) <= wide for name in told)
 
 
 def test_names_that_would_cover_each_other_are_moved_apart():
@@ -195,7 +197,7 @@ def test_names_that_would_cover_each_other_are_moved_apart():
     points = [Point(f"pab{i}{i}{i}", 1.3 + 0.01 * i, 0.02 + 0.002 * (i % 3), 0) for i in range(6)]
     points += [Point(f"steps{20 + i}", 1.3 + 0.02 * i, 0.03, 0) for i in range(3)]
     picture = ET.fromstring(draw_quality(Quality("lpips", tuple(points), 1, {}), "en"))
-    names = {point.policy for point in points}
+    names = {point.policy.removeprefix("steps") for point in points}
     boxes = [
         (float(e.get("x") or 0), float(e.get("y") or 0), 6.0 * len(e.text or ""))
         for e in picture.iter(f"{SVG}text")
@@ -214,10 +216,51 @@ def test_distances_far_apart_are_told_apart():
         Point("steps20", 1.4, 0.09, 0.01),
     )
     picture = ET.fromstring(draw_quality(Quality("lpips", points, 1, {}), "en"))
-    assert {"1e-05", "0.001", "0.1"} <= {text.text for text in picture.iter(f"{SVG}text")}
+    assert {"10⁻⁵", "0.001", "0.1"} <= {text.text for text in picture.iter(f"{SVG}text")}
     near, far = (float(square.get("y") or 0) for square in list(picture.iter(f"{SVG}rect"))[:2])
     assert near - far > 60
     check_inside(picture, 2)
+
+
+def test_no_name_stands_on_a_mark():
+    quality = packaged_quality("demo-plan")
+    assert quality is not None
+    picture = ET.fromstring(draw_quality(quality, "en"))
+    marks = [(float(e.get("cx") or 0), float(e.get("cy") or 0)) for e in picture.iter(f"{SVG}circle")]
+    marks += [(float(e.get("x") or 0) + 4, float(e.get("y") or 0) + 4) for e in picture.iter(f"{SVG}rect")]
+    assert len(marks) == len(quality.points) + 1  # and that of the legend
+    for name in picture.iter(f"{SVG}text"):
+        if name.get("class") == "pab-name":
+            left, low = float(name.get("x") or 0), float(name.get("y") or 0)
+            wide = 6 * len(name.text or "")
+            assert not any(left < x < left + wide and low - 8 < y < low for x, y in marks), name.text
+
+
+def test_each_policy_is_told_with_what_was_measured_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    demo, quality = Offered("demo", "demo", *known_model("demo")), packaged_quality("demo")
+    assert quality is not None
+    points = {point.policy: point for point in quality.points}
+
+    def told(policy: str, steps: int | None = None, language: str = "en") -> str:
+        table = schedule_for(demo.spec, find_policy(policy, "stdit3", demo.spec.depth), demo.sampler, steps)
+        return measured_of(demo, table, tmp_path / "bench", language)
+
+    near, far = points["calibrated"], points["pab246"]
+    assert told("calibrated") == (
+        f"Measured on one {quality.machine['gpu']}: {near.speedup:.2f} times as fast as Off, {near.distance:.6f} from "
+        "its video (LPIPS, lower is nearer)"
+    )
+    assert f"{far.speedup:.2f} 倍，与其视频相比 {far.distance:.4f}（LPIPS" in told("pab246", language="zh")
+    assert told("calibrated", steps=20) == told("off") == told("pab999") == ""
+    other = replace(demo, source=tmp_path / "demo")
+    assert measured_of(other, schedule_for(demo.spec, "pab246", demo.sampler), tmp_path, "en") == ""
+    (tmp_path / "bench").mkdir()
+    rows = [{"policy": "pab246", "speedup": 1.5, "psnr": {"mean": 44.04}}]
+    report = {"header": {"model": "demo", "machine": {"device": "cpu"}}, "clips": 3, "policies": rows}
+    (tmp_path / "bench" / "quality.json").write_text(json.dumps(report), encoding="utf-8")
+    assert "1.50 times as fast as Off, 44.0 dB from its video (PSNR, higher is nearer)" in told("pab246")
+    assert told("calibrated") == ""
 
 
 def check_inside(picture: ET.Element, lines: int) -> None:
