@@ -244,10 +244,22 @@ class CausalVAE(VideoVAE):
         def encode(x: Tensor, kept: int) -> Tensor:
             return self.quant_conv(self.encoder(x))
 
-        time, space = self.time_factor, self.spatial_factor
-        size = ((video.shape[2] - 1) // time + 1, *(pixels // space for pixels in video.shape[3:]))
-        pieces = [Piece(a * time, (b - 1) * time + 1, b - a - (a > 0)) for a, b, _ in self.latent_pieces(size, tiling)]
-        return self._convert(encode, video, pieces, (space, 1), progress, tiling)
+        pieces = self._frame_pieces(video.shape[2:], tiling)
+        return self._convert(encode, video, pieces, (self.spatial_factor, 1), progress, tiling)
+
+    def _frame_pieces(self, size: Sequence[int], tiling: Tiling | None) -> list[Piece]:
+        """The same for encoding a video of `size` (T, H, W).
+
+        Frames beyond the last whole latent one go to its piece as far as that reaches: they are in its norms.
+        """
+        time, frames = self.time_factor, size[0]
+        pieces = []
+        for first, end, _ in self.latent_pieces(self.latent_size(*size), tiling):
+            start, stop = first * time, min((end - 1) * time + 1, frames)
+            kept = (stop - 1 - start) // time + (first == 0)
+            if kept:
+                pieces.append(Piece(start, stop, kept))
+        return pieces
 
     @torch.no_grad()
     def encode(

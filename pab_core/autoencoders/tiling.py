@@ -30,7 +30,8 @@ class Tiling:
 
     pixels: side of a tile. frames: most frames of a tile; see each autoencoder's `decode` for what fewer change.
     overlap: share of a tile's side that its neighbour covers too; the seam is blended over it. even: spread the tiles
-    evenly, so that all are of one size; else they start at fixed steps and the last are cut off by the edge.
+    evenly, so that all are of one size; else they start at fixed steps and the last are cut off by the edge (and may
+    overlap by more than a half: each fades over from the one before, as the authors have it).
     """
 
     pixels: int = 512
@@ -41,7 +42,7 @@ class Tiling:
     def __post_init__(self) -> None:
         if self.pixels < 1 or self.frames < 1:
             raise PabError(f"A VAE tile needs pixels and frames, but has {self.pixels} and {self.frames}.")
-        if not 0 <= self.overlap <= 0.5:
+        if not (0 <= self.overlap <= 0.5 or (not self.even and 0 <= self.overlap < 1)):
             raise PabError(
                 f"VAE tiles overlap by a share of 0 to 0.5 of their side, not {self.overlap:g}: beyond a half, three "
                 "tiles would meet in one place."
@@ -113,9 +114,8 @@ def tiled(
         progress: called with the tiles done and those in all after each; what it raises ends the work.
     """
     unit, out_unit = units
-    # Pixels beyond a whole latent one go to the last tile, as they go to the conversion of the whole.
     size = [count // unit for count in x.shape[3:]]
-    rows, columns = (_spans(count, tile.starts(count), tile.side) for count in size)
+    rows, columns = (_spans(count, tile) for count in size)
     total = len(pieces) * len(rows) * len(columns)
     out = x.new_empty(0)
     done = start = 0
@@ -167,10 +167,12 @@ class _Span(NamedTuple):
         return slice(self.first * unit, (self.first + self.kept) * unit)
 
 
-def _spans(size: int, starts: list[int], side: int) -> list[_Span]:
+def _spans(size: int, tile: Tile) -> list[_Span]:
+    # Pixels beyond a whole latent one go to the last of even tiles, as they go to the conversion of the whole; the
+    # authors' tiles take them as far as they reach.
     return [
-        _Span(first, first + side if first + side < size else None, after - first)
-        for first, after in pairwise([*starts, size])
+        _Span(first, None if tile.even and first + tile.side >= size else first + tile.side, after - first)
+        for first, after in pairwise([*tile.starts(size), size])
     ]
 
 

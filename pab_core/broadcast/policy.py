@@ -196,13 +196,14 @@ class Policy:
         Their counters start anew after `steps`, the number that the user asked for; it matters where a sampler calls
         the model more often than that, as PNDM does. None: they count through the run.
         """
-        enabled = {kind: bool(config.get(f"{kind}_broadcast")) for kind in _ATTENTION}
-        if not any(enabled.values()):
+        enabled = [kind for kind in _ATTENTION if config.get(f"{kind}_broadcast")]
+        if not enabled:
             return cls(name=name)  # their switch for MLP alone does nothing
-        ranges: dict[str, Any] = {kind: config[f"{kind}_range"] if enabled[kind] else 1 for kind in _ATTENTION}
-        windows = tuple(
-            (kind, Window(*config[f"{kind}_threshold"], unit="timestep")) for kind in _ATTENTION if enabled[kind]
-        )
+        # Thresholds with nothing between them reuse nothing of their kind.
+        thresholds = {kind: config[f"{kind}_threshold"] for kind in enabled}
+        reused = [kind for kind, (low, high) in thresholds.items() if low < high]
+        ranges: dict[str, Any] = {kind: config[f"{kind}_range"] for kind in reused}
+        windows = tuple((kind, Window(*thresholds[kind], unit="timestep")) for kind in reused)
 
         def rules(stream: Stream) -> tuple[MlpRule, ...]:
             table = config.get(f"mlp_{stream}_broadcast_config") if config.get("mlp_broadcast") else None

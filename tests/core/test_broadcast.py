@@ -221,6 +221,14 @@ def test_pab246_by_hand():
     assert sum(table.reused_row("temporal")) == 13  # so that 17 of 30 steps communicate, as in the paper's table
 
 
+def test_thresholds_of_the_authors_with_nothing_between_them_reuse_nothing():
+    config = {"spatial_broadcast": True, "spatial_threshold": [600, 600], "spatial_range": 2}
+    config |= {"mlp_broadcast": True, "mlp_spatial_broadcast_config": {"700": {"block": [0], "skip_count": 1}}}
+    table = resolve(Policy.from_authors(config), (800, 700, 600, 500), latte_branches(2))
+    assert table.reused_row("spatial") == [0, 0, 0, 0]
+    assert [table.reused_blocks(i, "mlp", "spatial") for i in range(4)] == [[], [], [0], []]
+
+
 def test_timesteps_are_the_authors_at_every_published_size():
     for entry in AUTHORS_TIMES:
         ours = RectifiedFlow().timesteps(entry["steps"], entry["num_frames"], entry["height"], entry["width"])

@@ -42,14 +42,15 @@ def case_loop(
     """-> the final latents, and where the loop stood after each call of the model; None leaves the seam plain."""
     inputs = SET.inputs(case)
     text = torch.cat([inputs[key] for key in ("negative_prompt_embeds", "prompt_embeds") if key in inputs])
+    temporal = case.get("enable_temporal_attentions", True)
     run = None if table is None else BroadcastRun(table)
     states: list[NoiseStep] = []
 
     def predict(x: Tensor, t: Tensor, step: int) -> Tensor:
         if run is None:
-            return model(x, t, text[-len(x) :])
+            return model(x, t, text[-len(x) :], enable_temporal_attentions=temporal)
         run.step = step
-        return model(x, t, text[-len(x) :], seam=run)
+        return model(x, t, text[-len(x) :], enable_temporal_attentions=temporal, seam=run)
 
     last = NoiseSampler.from_config(case["scheduler"]).sample(
         predict,

@@ -63,7 +63,8 @@ def test_fixture_loop(model: STDiT3, case: dict[str, Any], record_property):
     timesteps = case_timesteps(case)
     assert (timesteps - expected["timesteps"]).abs().max().item() <= 1e-3
     run = BroadcastRun(case_table(model, case))
-    y = torch.cat([inputs["y"], model.y_embedder.y_embedding[None, None]])
+    y = inputs["y"]
+    y = torch.cat([y, model.y_embedder.y_embedding[None, None, : y.shape[2]]])
     size = {key: inputs[key] for key in ("fps", "height", "width")}
 
     def velocity(z: Tensor, t: Tensor, step: int, x_mask: Tensor | None) -> Tensor:

@@ -50,7 +50,8 @@ def test_fixture_set_has_cases_of_both_kinds():
 @pytest.mark.parametrize("case", FORWARDS, ids=case_name)
 @torch.no_grad()
 def test_fixture_forward(model: OpenSoraPlanT2V, case: dict[str, Any], record_property):
-    out = model(**SET.inputs(case))
+    temporal = case.get("enable_temporal_attentions", True)
+    out = model(**SET.inputs(case), enable_temporal_attentions=temporal)
     (target,) = SET.expected(case).values()
     assert_near(case["name"], out, target, FORWARD_ATOL, record_property)
 
@@ -64,11 +65,12 @@ def test_fixture_loop(model: OpenSoraPlanT2V, case: dict[str, Any], record_prope
     text = inputs["prompt_embeds"]
     if case["guidance_scale"] > 1:
         text = torch.cat([inputs["negative_prompt_embeds"], text])
+    temporal = case.get("enable_temporal_attentions", True)
     rows: list[Tensor] = []
 
     def predict(x: Tensor, t: Tensor, step: int) -> Tensor:
         run.step = step
-        return model(x, t, text, seam=run)
+        return model(x, t, text, enable_temporal_attentions=temporal, seam=run)
 
     def keep(state: NoiseStep) -> None:
         if (state.step + 1) % case["save_every"] == 0:
@@ -79,7 +81,7 @@ def test_fixture_loop(model: OpenSoraPlanT2V, case: dict[str, Any], record_prope
         inputs["latents"],
         case["num_inference_steps"],
         guidance=case["guidance_scale"],
-        eta=case["eta"],
+        eta=case.get("eta", 0.0),
         on_step=keep,
     )
     assert_rows_near(case["name"], rows, last, expected["latents"], LOOP_ATOL, record_property)

@@ -17,14 +17,15 @@ SET = load_set("opensora_plan_vae")
 ATOL = 5e-5
 
 
-def case_tiling(case: dict[str, Any]) -> Tiling | None:
-    """The case's tiling attributes, under our names. Those in latents follow from those in pixels and frames."""
+def case_tiling(vae: CausalVAE, case: dict[str, Any]) -> Tiling | None:
+    """The case's tiling attributes, under our names: the authors read those in latents to decode, others to encode."""
     if "tiling" not in case:
         return None
     given = case["tiling"]
-    assert given["tile_sample_min_size"] == 8 * given["tile_latent_min_size"]
-    assert given["tile_sample_min_size_t"] == 4 * (given["tile_latent_min_size_t"] - 1) + 1
     pixels, frames = given["tile_sample_min_size"], given["tile_sample_min_size_t"]
+    if case["kind"] == "decode":
+        pixels = vae.spatial_factor * given["tile_latent_min_size"]
+        frames = vae.time_factor * (given["tile_latent_min_size_t"] - 1) + 1
     return Tiling(pixels, frames, given["tile_overlap_factor"], even=False)
 
 
@@ -41,15 +42,15 @@ def vae() -> CausalVAE:
 
 
 def results(vae: CausalVAE, case: dict[str, Any]) -> dict[str, Tensor]:
-    inputs, tiling = SET.inputs(case), case_tiling(case)
+    inputs, tiling = SET.inputs(case), case_tiling(vae, case)
     if case["kind"] == "decode":
         return {"video": vae.decode(inputs["latents"], tiling=tiling).transpose(1, 2)}
     assert case["kind"] == "encode", f"unknown kind of case: {case['kind']}"
-    return {
-        "moments": vae.encode_moments(inputs["x"], tiling=tiling),
-        "z_mean": vae.encode(inputs["x"], tiling=tiling),
-        "z_sample": vae.encode(inputs["x"], sample_posterior=True, noise=inputs["noise"], tiling=tiling),
-    }
+    video, noise = inputs["x"], inputs.get("noise")
+    made = {"moments": vae.encode_moments(video, tiling=tiling), "z_mean": vae.encode(video, tiling=tiling)}
+    if noise is not None:
+        made["z_sample"] = vae.encode(video, sample_posterior=True, noise=noise, tiling=tiling)
+    return made
 
 
 def test_fixture_set_has_cases():
@@ -76,8 +77,30 @@ def test_fixture_latent_size(vae: CausalVAE, case: dict[str, Any]):
 
 def test_fixture_a_draw_without_noise_follows_the_generator(vae: CausalVAE):
     case = next(case for case in SET.cases if case["kind"] == "encode")
-    video, tiling = SET.inputs(case)["x"], case_tiling(case)
+    video, tiling = SET.inputs(case)["x"], case_tiling(vae, case)
     drawn = vae.encode(video, sample_posterior=True, generator=torch.Generator().manual_seed(3), tiling=tiling)
     mean, logvar = vae.encode_moments(video, tiling=tiling).chunk(2, dim=1)
     noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(drawn, (mean + (0.5 * logvar).exp() * noise) * LATENT_SCALE)
+
+
+@torch.no_grad()
+def test_fixture_frames_beyond_the_last_whole_latent_one_are_in_their_piece(vae: CausalVAE):
+    """A clip of 16 frames in pieces of 9 is 0..8 and 8..15, as the authors cut it: the last frames are in its norms."""
+    frames, side = 2 * vae.time_factor + 1, 2 * vae.spatial_factor
+    video = torch.randn(1, 3, 4 * vae.time_factor, side, side, generator=torch.Generator().manual_seed(4))
+    first, last = vae.encode_moments(video[:, :, :frames]), vae.encode_moments(video[:, :, frames - 1 :])
+    moments = vae.encode_moments(video, tiling=Tiling(2 * side, frames, even=False))
+    torch.testing.assert_close(moments, torch.cat([first, last[:, :, 1:]], dim=2))
+
+
+@torch.no_grad()
+def test_fixture_a_tile_ends_where_the_authors_end_it(vae: CausalVAE):
+    """Of 38 pixels, a tile of 32 takes 32, not what is left at the edge."""
+    tile, step = 4 * vae.spatial_factor, 2 * vae.spatial_factor
+    video = torch.randn(1, 3, 1, step, tile + 6, generator=torch.Generator().manual_seed(5))
+    tiles = [vae.encode_moments(video[..., start : start + tile]) for start in (0, step)]
+    moments = vae.encode_moments(video, tiling=Tiling(tile, 1 + vae.time_factor, 0.5, even=False))
+    torch.testing.assert_close(moments[..., :2], tiles[0][..., :2])
+    torch.testing.assert_close(moments[..., 2], tiles[0][..., 2])  # the seam starts with all of the tile before
+    torch.testing.assert_close(moments[..., 3], (tiles[0][..., 3] + tiles[1][..., 1]) / 2)
