@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,10 @@ class CalibratePolicy(io.ComfyNode):
         model.bring("transformer")
         recording = record(watched(model, len(clips) * spec.steps), clips, scratch_file(pipeline, clips, "record"))
         curves = {kind: recording.of_kind(kind) for kind in pipeline.schedule("off").kinds}
-        save_curves(curves, curves_file(spec.name))
+        try:
+            save_curves(curves, curves_file(spec.name))
+        except PabError as error:  # they are for the page alone: no reason to lose what was measured
+            logging.warning(error)
         steps = len(recording.timesteps)
         if method == "search":
             policy = search(model, clips, saving, scratch_file(pipeline, clips, "search"))

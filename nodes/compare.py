@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pab_core import PabError
 
 from . import host
 from .host import io
+from .lettering import font_for
 
 _BAR = 24  # height of the line that names a video, pixels
 _NAMES = ("reference", "video", "video_2", "video_3")
@@ -110,5 +111,5 @@ def side_by_side(videos: list[Tensor], names: list[str]) -> Tensor:
 def bar(name: str, width: int) -> Tensor:
     """A name in white on black, uint8 [_BAR, width, 3]."""
     picture = Image.new("RGB", (width, _BAR))
-    ImageDraw.Draw(picture).text((6, 4), name, "white", ImageFont.load_default(14))
+    ImageDraw.Draw(picture).text((6, 4), name, "white", font_for(name, 14))
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(_BAR, width, 3)

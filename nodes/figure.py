@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pab_core.broadcast import ScheduleTable
+from pab_core.broadcast.whole_file import write_whole
+
+from .lettering import font_for
 
 COLOURS = {"spatial": "#4c9be8", "temporal": "#e8a33d", "cross": "#5fbf77", "mlp": "#c47be0"}
 Curves = Mapping[str, Sequence[float]]  # kind -> change from step i to i + 1
@@ -28,7 +31,7 @@ def draw_figure(curves: Curves, table: ScheduleTable, title: str) -> Tensor:
     picture = Image.new("RGB", (_WIDTH, height), _DARK)
     draw = ImageDraw.Draw(picture)
     font, small = ImageFont.load_default(16), ImageFont.load_default(13)
-    draw.text((_LEFT, 12), title, "white", font)
+    draw.text((_LEFT, 12), title, "white", font_for(title, 16))
     low, high = _span(curves)
 
     def x_of(step: float) -> float:
@@ -102,8 +105,8 @@ def _span(curves: Curves) -> tuple[float, float]:
 
 
 def save_curves(curves: Curves, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({kind: list(row) for kind, row in curves.items()}) + "\n", encoding="utf-8")
+    """PabError where the file cannot be written."""
+    write_whole(path, json.dumps({kind: list(row) for kind, row in curves.items()}) + "\n")
 
 
 def load_curves(path: Path) -> Curves | None:

@@ -129,6 +129,7 @@ class SaveSchedule(io.ComfyNode):
         from pab_core.broadcast.schedule_file import ScheduleFile, save_schedule, schedule_of
 
         spec = model.pipeline.spec
+        name = check_prefix(filename_prefix)
         chosen = policy.for_model(spec)
         if not isinstance(chosen, ScheduleFile):
             table = model.pipeline.schedule(chosen, steps=steps or None)
@@ -138,6 +139,17 @@ class SaveSchedule(io.ComfyNode):
                     "than results. Give its name instead."
                 )
             chosen = schedule_of(table, spec.family, spec.depth)
-        path, result = host.output_file(f"{host.SCHEDULES_FOLDER}/{filename_prefix}", ".json")
+        path, result = host.output_file(f"{host.SCHEDULES_FOLDER}/{name}", ".json")
         save_schedule(chosen, path)
         return io.NodeOutput(ui={"pab_saved": [dict(result)]})
+
+
+def check_prefix(prefix: str) -> str:
+    """PabError unless a file of that name lies where Load Schedule (PAB) looks; nothing stands for "schedule"."""
+    parts = prefix.strip().replace("\\", "/").split("/")
+    if ".." in parts or (not parts[0] and len(parts) > 1):
+        raise PabError(
+            f"'{prefix[:80]}' leads out of output/pab_schedules, where Load Schedule (PAB) would not find the file: "
+            "give a name, or a folder in there and a name."
+        )
+    return "/".join(parts) if parts[-1] else "/".join([*parts[:-1], "schedule"])

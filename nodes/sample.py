@@ -129,7 +129,7 @@ class SampleVideo(io.ComfyNode):
                 noise, mask = apply_given(noise, plan.frames_for(plan.segments[part], pipeline.encode, clips))
             if workers is not None:
                 made, taken, took = sample_on(
-                    workers, model, texts[part], noise, mask, policy, cls.hidden.unique_id, working,
+                    workers, model, texts[part], noise, mask, policy, cls.hidden.unique_id, working, (part, parts),
                     seed=own_seed, steps=steps or None, guidance=scale, kept=policy.kept, **size,
                 )  # fmt: skip
                 latents.append(made)
@@ -169,14 +169,18 @@ def sample_on(
     policy: AnyChoice,
     node_id: str,
     working: int,
+    place: tuple[int, int],
     **settings: Any,
 ) -> tuple[torch.Tensor, ScheduleTable, float]:
-    """The denoise loop of a clip on a pool -> its latents, the schedule as it was followed, and the seconds."""
+    """The denoise loop of a clip on a pool -> its latents, the schedule as it was followed, and the seconds.
+
+    place: the clip's in its chain, and how many there are.
+    """
     from pab_core.parallel.pool.job import policy_to_plain, text_to_tensors  # with pydantic
 
     job = {"task": "denoise", "policy": policy_to_plain(policy.for_model(model.pipeline.spec)), "previews": True}
     tensors = {**text_to_tensors(text), "noise": noise.cpu(), **({} if mask is None else {"cond_mask": mask.cpu()})}
-    made = workers.run(model, {**job, **settings}, tensors, host.pool_progress(), node_id, working)
+    made = workers.run(model, {**job, **settings}, tensors, host.pool_progress(*place), node_id, working)
     assert made.latents is not None
     assert made.table is not None
     return made.latents, made.table, made.seconds["denoise"]

@@ -55,8 +55,8 @@ def describe_schedule(given: dict[str, Any]) -> dict[str, Any]:
         _whole(values["temporal_range"]),
         _whole(values["cross_range"]),
         bool(values["mlp"]),
-        _real(values["window_start"]),
-        _real(values["window_stop"]),
+        _fraction(values["window_start"]),
+        _fraction(values["window_stop"]),
         str(values["kept"]),
     )
     policy = settings.for_model(spec)
@@ -93,13 +93,15 @@ def _whole(value: Any, most: int = 10**6) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1:
         raise PabError(f"{value!r} is not a whole number.")
     if not abs(value) <= most:
-        raise PabError(f"{value:g} is too large; the most is {most}.")
+        raise PabError(f"{str(value)[:20]} is too large; the most is {most}.")
     return int(value)
 
 
-def _real(value: Any) -> float:
+def _fraction(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise PabError(f"{value!r} is not a number.")
+    if not abs(value) <= 1:
+        raise PabError(f"{str(value)[:20]} is no fraction of the run, which goes from 0 to 1.")
     return float(value)
 
 

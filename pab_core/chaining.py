@@ -57,7 +57,7 @@ def plan_chain(
         ends = "both ends" if loop else "the start"
         raise PabError(
             f"Clips of {segment_frames} frames are too short to be chained: {overlap} frames at {ends} are repeated, "
-            "and nothing new is left. Take longer clips or a smaller overlap."
+            "and nothing new is left. Take longer clips."
         )
     # In frames, one clip is new + overlap, and the clip that closes a loop brings new - overlap.
     rest = num_frames if loop else num_frames - overlap

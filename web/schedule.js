@@ -49,6 +49,7 @@ async function refresh(node, element, state) {
   if (asked === state.asked) return;
   state.asked = asked;
   let answer;
+  let failed = false;
   try {
     const response = await api.fetchApi("/pab/schedule", {
       method: "POST",
@@ -58,11 +59,11 @@ async function refresh(node, element, state) {
     answer = await response.json();
   } catch (error) {
     answer = { error: `The schedule could not be read from the server (${error.message}).` };
-    if (state.asked === asked) state.asked = undefined; // asked again at the next look
-    else return;
+    failed = true;
   }
   // A slider that moved on has asked anew; only the last answer counts.
-  if (state.asked !== asked && !answer.error) return;
+  if (state.asked !== asked) return;
+  if (failed) state.asked = undefined; // asked again at the next look
   state.answer = answer;
   state.key = runKey(given);
   show(element, state);

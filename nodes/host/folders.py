@@ -72,11 +72,19 @@ def checkpoint_folders() -> dict[str, Path]:
     """The checkpoints present in models/pab and its like: name of the folder -> the folder."""
     found: dict[str, Path] = {}
     for parent in map(Path, folder_paths.get_folder_paths(MODELS_FOLDER)):
-        if parent.is_dir():
-            for folder in sorted(parent.iterdir()):
+        for folder in _children(parent):
+            with contextlib.suppress(OSError):  # not ours to look into, such as lost+found of a volume
                 if (folder / "transformer" / "config.json").is_file():
                     found.setdefault(folder.name, folder)
     return found
+
+
+def _children(folder: Path) -> list[Path]:
+    """Empty where there is no such folder, or none that may be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def t5_tokenizer() -> Path | None:

@@ -30,6 +30,8 @@ class Extrapolation:
     def predict(self, lane: str, branch: Branch, step: int, kept: Sequence[tuple[int, Tensor]], cond: Any) -> Tensor:
         factors = difference_factors(self.timesteps[step], [self.timesteps[source] for source, _ in kept])
         value = kept[0][1]
+        if not factors:
+            return value.clone()
         # Differences of neighbours, not weighted sums of updates: in half precision those would lose what they tell.
         for factor, (_, later), (_, earlier) in zip(factors, kept, kept[1:], strict=False):
             value = torch.add(value, later - earlier, alpha=factor)

@@ -46,16 +46,15 @@ def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth
     Raises:
         PabError: there is no such name or file, or it is not for this model.
     """
-    if not isinstance(policy, (str, os.PathLike)):
+    policy = read_files(policy)
+    if not isinstance(policy, str):
         if hasattr(policy, "check_model"):
             policy.check_model(family, depth)  # pyright: ignore[reportAttributeAccessIssue]
         return policy
-    name = os.fspath(policy)
-    base, plus, predictor = name.rpartition("+")
-    if plus and (predictor in HISTORY or not _is_path(policy, name)):
+    name = policy
+    base, predictor = _split(name)
+    if predictor:
         return _predicted(find_policy(base, family, depth), check_predictor(predictor))
-    if _is_path(policy, name):
-        return _from_file(Path(name).expanduser(), family, depth)
     if name == "off":
         return Policy(name="off")
     if name == "tgate":
@@ -71,7 +70,9 @@ def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth
     if found := _RANGES.fullmatch(name):
         spatial, temporal, cross = (int(digits) for digits in found.groups()[1:] if digits)
         ranges = pab(name, spatial, temporal, cross, family, depth)
-        return replace(ranges, scores=found[1] == "scores")
+        # Those of one digit may be published ones, which may outlast a short run; these were set by hand.
+        checked = ("spatial", "temporal", "cross") if "-" in name else ()
+        return replace(ranges, scores=found[1] == "scores", checked=checked)
     known = policy_names(family, depth)
     close = difflib.get_close_matches(name, known, 1)
     hint = f" Did you mean {close[0]}?" if close else ""
@@ -79,6 +80,25 @@ def find_policy(policy: "str | os.PathLike[str] | AnyPolicy", family: str, depth
         f"There is no policy named '{name}'.{hint} Known are {', '.join(known)}; pab followed by any three ranges "
         "(spatial, temporal, cross), such as pab444; steps and a number; and the path of a schedule file."
     )
+
+
+def read_files(policy: "str | os.PathLike[str] | AnyPolicy") -> "str | AnyPolicy":
+    """A policy that needs no file any more, to be told to another machine too: schedule files are read, with the
+    predictor that may stand behind their path; names and policies stay what they are.
+
+    PabError where a file cannot be read or is no schedule, or the policy is neither a name, a path nor a policy.
+    """
+    if not isinstance(policy, (str, os.PathLike)):
+        if not isinstance(policy, Policy) and not hasattr(policy, "resolve"):
+            raise PabError(
+                f"A policy is a name such as pab246, the path of a schedule file or a Policy, not {policy!r}."
+            )
+        return policy
+    name = os.fspath(policy)
+    base, predictor = _split(name)
+    if predictor in HISTORY and _is_path(policy, base):
+        return _predicted(_load(Path(base)), predictor)
+    return _load(Path(name)) if _is_path(policy, name) else name
 
 
 def customise(
@@ -122,13 +142,28 @@ def _is_path(policy: "str | os.PathLike[str]", name: str) -> bool:
     return isinstance(policy, os.PathLike) or name.endswith(".json") or "/" in name or "\\" in name
 
 
+def _split(name: str) -> tuple[str, str]:
+    """ "pab246+linear" -> "pab246" and "linear", "" where no predictor is named. PabError where two are."""
+    base, plus, predictor = name.rpartition("+")
+    before = base.rpartition("+")
+    if predictor in HISTORY and before[1] and before[2] in HISTORY:
+        raise PabError(f"{name} names two predictors, {before[2]} and {predictor}: leave one of them out.")
+    return (base, predictor) if plus else (name, "")
+
+
 def _predicted(policy: AnyPolicy, predictor: str) -> AnyPolicy:
     """The policy with its reused steps predicted."""
-    name = f"{policy.name}+{predictor}"
+    base, _, before = policy.name.rpartition("+")  # which a file may have been written with
+    name = f"{base if base and before in HISTORY else policy.name}+{predictor}"
     if isinstance(policy, Policy) and not policy.is_off:
         return replace(policy, name=name, predictor=predictor)
     if hasattr(policy, "rules"):
         changed: Any = policy
+        if changed.merge and predictor == "gate":
+            raise PabError(
+                f"The schedule '{policy.name}' keeps neighbouring branches as one sum, which has no gate of its own: "
+                "choose another predictor than gate, or a copy of the file without merge."
+            )
         return type(changed).model_validate({**changed.model_dump(), "name": name, "predictor": predictor})
     raise PabError(
         f"The policy {policy.name} keeps no single updates to predict from: leave out +{predictor}, or choose one of "
@@ -148,8 +183,16 @@ def _calibrated(family: str, depth: int, name: str) -> "ScheduleFile":
 
 
 def _from_file(path: Path, family: str, depth: int) -> "ScheduleFile":
-    from .schedule_file import load_schedule
-
-    schedule = load_schedule(path)
+    schedule = _load(path)
     schedule.check_model(family, depth)
     return schedule
+
+
+def _load(path: Path) -> "ScheduleFile":
+    from .schedule_file import load_schedule
+
+    try:
+        path = path.expanduser()
+    except RuntimeError:
+        raise PabError(f"The schedule file {path} cannot be read (there is no such user): check its name.") from None
+    return load_schedule(path)

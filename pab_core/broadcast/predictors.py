@@ -33,7 +33,11 @@ class Predictor(Protocol):
         ...
 
     def predict(self, lane: str, branch: Branch, step: int, kept: Sequence[tuple[int, Tensor]], cond: Any) -> Tensor:
-        """The update to use at `step`, from those computed at earlier steps, latest first; they are not changed."""
+        """The update to use at `step`, from those computed at earlier steps, latest first; they are not changed.
+
+        Of several, a tensor of its own: the store may have lent them only until as many more are taken, and an update
+        may wait longer to be added.
+        """
         ...
 
     @property

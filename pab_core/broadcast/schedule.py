@@ -216,7 +216,7 @@ def steps_of(policy: Policy | Plan, asked: int) -> int:
 
 def check_range_fits(kind: str, value: int, steps: int) -> None:
     """PabError where a broadcast range is longer than the run."""
-    if steps < value < TO_THE_END:
+    if value > steps and value != TO_THE_END:
         raise PabError(
             f"The {kind} broadcast range {value} is longer than the run, which calls the model {steps} times: choose a "
             "smaller range or more steps."

@@ -171,12 +171,12 @@ class ScheduleFile(_Strict):
 def load_schedule(path: Path) -> ScheduleFile:
     """PabError where the file cannot be read or is no schedule; the message names the place."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors put a mark in front
+    except (OSError, ValueError) as error:  # ValueError: no text in UTF-8, or a name that no file can have
         raise PabError(f"The schedule file {path} cannot be read ({error}): check its name.") from None
     try:
         found: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PabError(f"The schedule file {path} is not JSON ({error}): correct it there.") from None
     if not isinstance(found, Mapping) or "pab_schedule" not in found:
         raise PabError(f'{path} is no schedule file: it lacks the entry "pab_schedule": {VERSION}.')

@@ -16,7 +16,7 @@ from typing import Any
 from ..broadcast import ScheduleTable, Window
 from ..broadcast.predictors import HISTORY, check_predictor
 from ..broadcast.schedule_file import VERSION, ModelId, Rule, ScheduleFile, Span
-from ..broadcast.whole_file import whole_file, write_whole
+from ..broadcast.whole_file import write_whole
 from ..errors import PabError
 from ..models.layers import Kind
 from ..pipeline import Pipeline
@@ -26,6 +26,7 @@ from .clocked import at_time, computed_in, timed_shares
 from .costs import Costs, find_costs
 from .generation import Clip
 from .recording import Recording, draw_recording, record, save_recording, stable_window
+from .results import write_figure
 from .spread import check_computed, spread
 
 OnProgress = Callable[[str, int, int], None]  # stage, done, total; total 0 where it is not known
@@ -188,8 +189,7 @@ def calibrate(
     before = changes.read_bytes() if changes.is_file() else b""
     save_recording(recording, changes)
     if changes.read_bytes() != before or not figure.is_file():  # calibrations for several aims share the folder
-        with whole_file(figure) as part:
-            draw_recording(recording, part)
+        write_figure(figure, lambda path: draw_recording(recording, path))
     proposal = propose(recording)
     write_whole(folder / "proposal.json", json.dumps(proposal.to_json(), indent=2) + "\n")
     trial = Trial(pipe, clips, folder / "search.jsonl", search.batch, search.predictors[0], search.merge)

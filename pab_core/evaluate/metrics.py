@@ -97,17 +97,23 @@ def ssim(video: Tensor, reference: Tensor) -> float:
     return statistics.fmean(ssim_of_frames(video, reference))
 
 
-def ssim_of_frames(video: Tensor, reference: Tensor) -> list[float]:
+def find_ssim() -> Any:
+    """torchmetrics' function. PabError where that is not installed: asked before a bench makes its first clip."""
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError:
         raise PabError("SSIM needs the package torchmetrics: pip install torchmetrics.") from None
+    return structural_similarity_index_measure
+
+
+def ssim_of_frames(video: Tensor, reference: Tensor) -> list[float]:
+    structural_similarity = find_ssim()
     if min(video.shape[1:3]) < 11:
         return [math.nan] * len(video)  # smaller than its window
     parts = []
     for ours, theirs in zip(video.split(_FRAMES), reference.split(_FRAMES), strict=True):
         a, b = (part.permute(0, 3, 1, 2).float() / 255 for part in (ours, theirs))
-        found = structural_similarity_index_measure(a, b, data_range=1.0, reduction="none")
+        found = structural_similarity(a, b, data_range=1.0, reduction="none")
         assert isinstance(found, Tensor)
         parts.append(found.view(len(ours)))
     return torch.cat(parts).tolist()

@@ -22,7 +22,7 @@ from .bench import measure_speed
 from .candidates import digest
 from .generation import Clip, make_videos
 from .lpips import Lpips
-from .metrics import METRICS, Distance, compare_all
+from .metrics import METRICS, Distance, compare_all, find_ssim
 from .quality_report import QualityReport, QualityRow
 from .results import ResultFile
 from .vmaf import Vmaf
@@ -63,8 +63,9 @@ def measure_quality(
         on_progress: (clips done, clips in all), over all policies.
 
     Raises:
-        PabError: the file is of other settings; unknown policies.
+        PabError: the file is of other settings; unknown policies; SSIM's package is not installed.
     """
+    find_ssim()
     names = [policy if isinstance(policy, str) else policy.name for policy in policies]
     by_name: dict[str, str | AnyPolicy] = dict(zip(names, policies, strict=True))
     header = {

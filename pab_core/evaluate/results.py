@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,15 @@ class ResultFile:
             write_whole(path, json.dumps(first) + "\n")
 
     def add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line) + "\n")
+        """PabError where it cannot be written: what was before it stays, and half a line is taken for none."""
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise PabError(
+                f"{self.path} cannot be written ({error}): make room for it. What was measured before is kept, and the "
+                "same command goes on from there."
+            ) from None
         self.lines.append(line)
 
     def find(self, **fields: Any) -> dict[str, Any] | None:
@@ -57,8 +65,20 @@ def write_report(
         write_whole(folder / f"{name}.json", json.dumps(report.to_json(), indent=2) + "\n"),
         write_whole(folder / f"{name}.md", report.to_markdown()),
     ]
-    for figure, draw in (figures or {}).items():
-        with whole_file(folder / f"{figure}.png") as part:
+    pictures = ((folder / f"{figure}.png", draw) for figure, draw in (figures or {}).items())
+    return [*paths, *(path for path, draw in pictures if write_figure(path, draw))]
+
+
+def write_figure(path: Path, draw: Callable[[Path], None]) -> bool:
+    """A picture, drawn by what needs matplotlib; False, with a warning in the log, where that is not installed: what
+    was measured is not lost for that."""
+    try:
+        with whole_file(path) as part:
             draw(part)
-        paths.append(folder / f"{figure}.png")
-    return paths
+    except ImportError:
+        logging.getLogger(__name__).warning(
+            "matplotlib is not installed, so there is no %s: pip install matplotlib, and run the same command again.",
+            path.name,
+        )
+        return False
+    return True

@@ -255,7 +255,8 @@ def draw_scaling(report: ScalingReport, path: Path) -> None:
         else:
             axes.set_axis_off()
     kind = report.header.get("machine", {}).get("gpu", "CPU")
-    figure.suptitle(f"speed-up over one device without reuse; {kind}, random weights")
+    sizes = ", models of tiny size" if report.header.get("sizes") == "tiny" else ""
+    figure.suptitle(f"speed-up over one device without reuse; {kind}, random weights{sizes}")
     figure.savefig(path, dpi=110)
 
 
@@ -286,7 +287,7 @@ def _draw_workload(axes: Any, report: ScalingReport, name: str, methods: Sequenc
     axes.set(xlabel="devices", ylabel="speed-up", title=TITLES.get(name, name))
     axes.set_xticks(sorted({row["devices"] for row in rows} | {1}))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=6)
+    axes.legend(fontsize=6, handlelength=4.5)  # long enough to tell a dashed line from a whole one
 
 
 def _numbered(rows: Sequence[Mapping[str, Any]], field: str) -> list[tuple[int, str]]:

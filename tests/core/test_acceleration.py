@@ -188,6 +188,21 @@ def test_predicted_updates(family: str, predictor: str):
     assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
 
 
+@pytest.mark.parametrize("predictor", ["linear", "taylor"])
+def test_updates_that_are_lent_are_not_kept_waiting(predictor: Any):
+    """PNDM visits timesteps twice: between two that coincide there is no line, and the last update is used as it is."""
+    pipe = tiny("open-sora-plan")
+    times = pipe.schedule("off").timesteps
+    twice = next(i for i in range(1, len(times)) if times[i] == times[i - 1])
+    rule = Rule(kinds=WHOLE, source=tuple(min(i, twice) for i in range(len(times))))
+    model = ModelId(family=pipe.spec.family, depth=pipe.spec.depth)
+    table = pipe.schedule(
+        ScheduleFile(pab_schedule=1, model=model, rules=(rule,), run_steps=len(times), predictor=predictor)
+    )
+    plain, fused = BroadcastRun(table), FusedRun(table, make_store("host"))
+    assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 1e-5
+
+
 WHOLE = ("spatial", "temporal", "cross", "mlp")
 
 

@@ -121,6 +121,7 @@ def test_a_schedule_does_not_fit_every_run(tmp_path: Path):
     [
         ("{", "is not JSON"),
         ("[1]", "no schedule file"),
+        ("[" * 100_000, "is not JSON"),
         ({"rules": []}, "no schedule file"),
         (content() | {"pab_schedule": 2}, "of version 2, and this program reads 1"),
         (content(more=1), "more: Extra inputs"),
@@ -147,6 +148,18 @@ def test_a_file_that_makes_no_sense_is_refused_with_the_place(tmp_path: Path, va
         loaded(tmp_path, value)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_windows_editors_is_read(tmp_path: Path):
+    path = tmp_path / "schedule.json"
+    path.write_text(json.dumps(content()), encoding="utf-8-sig")
+    assert load_schedule(path).name == "mine"
+
+
+@pytest.mark.parametrize("name", ["nul\0.json", "~nobody-of-that-name/mine.json"])
+def test_a_name_that_no_file_can_have_is_told(name: str):
+    with pytest.raises(PabError, match="cannot be read"):
+        find_policy(name, "stdit3", 3)
 
 
 def test_a_folder_that_is_a_file_is_told(tmp_path: Path):

@@ -106,11 +106,21 @@ def test_a_name_that_is_nearly_right_is_met_with_the_right_one(name: str, near: 
         find_policy(name, "stdit3", 28)
 
 
+@pytest.mark.parametrize("policy", [None, 246, b"pab246"])
+def test_what_is_no_policy_is_told(policy: Any):
+    with pytest.raises(PabError, match="A policy is a name such as pab246, the path of a schedule file or a Policy"):
+        find_policy(policy, "stdit3", 28)
+
+
 def test_ranges_of_more_digits():
     policy = cast(Policy, find_policy("pab2-12-30", "stdit3", 28))
     assert (policy.spatial, policy.temporal, policy.cross) == (2, 12, 30)
     with pytest.raises(PabError, match="below 1"):
         find_policy("pab2-0-30", "stdit3", 28)
+    branches = small_stdit3().branches
+    assert resolve(find_policy("pab2-4-10", "stdit3", 3), TIMES, branches).reused_share() > 0.1
+    with pytest.raises(PabError, match="temporal broadcast range 12 is longer than the run, which calls the model 10"):
+        resolve(policy, TIMES, branches)
 
 
 def test_policies_without_ranges_take_no_settings():
@@ -121,8 +131,9 @@ def test_policies_without_ranges_take_no_settings():
 
 def test_ranges_and_windows_set_by_hand_must_fit_the_run():
     branches = small_stdit3().branches
-    with pytest.raises(PabError, match="cross broadcast range 12 is longer than the run, which calls the model 10"):
-        resolve(cast(Policy, customise("pab246", "stdit3", 3, cross=12)), TIMES, branches)
+    for cross in (12, 10**20):
+        with pytest.raises(PabError, match=f"cross broadcast range {cross} is longer than the run.* the model 10"):
+            resolve(cast(Policy, customise("pab246", "stdit3", 3, cross=cross)), TIMES, branches)
     narrow = cast(Policy, customise("pab246", "stdit3", 3, window=Window(0.31, 0.32)))
     with pytest.raises(PabError, match=r"holds none of the run's 10 steps.*or the policy off"):
         resolve(narrow, TIMES, branches)
@@ -373,3 +384,27 @@ def test_a_path_is_a_policy(tmp_path: Path):
         find_policy(tmp_path / "none.json", "stdit3", 3)
     with pytest.raises(PabError, match=re.escape("no policy named 'mine'")):
         find_policy("mine", "stdit3", 3)
+
+
+def test_a_file_with_a_predictor(tmp_path: Path):
+    from pab_core.broadcast.schedule_file import save_schedule, schedule_of
+
+    table = resolve(find_policy("pab246+linear", "stdit3", 3), TIMES, small_stdit3().branches)
+    path = save_schedule(schedule_of(table, "stdit3", 3), tmp_path / "mine.json")
+    assert resolve(find_policy(path, "stdit3", 3), TIMES, table.branches).predictor == "linear"
+    other = resolve(find_policy(f"{path}+taylor", "stdit3", 3), TIMES, table.branches)
+    assert (other.predictor, other.policy) == ("taylor", "pab246+taylor")
+    with pytest.raises(PabError, match="is for a stdit3 model of depth 3"):
+        find_policy(f"{path}+taylor", "latte", 28)
+
+
+@pytest.mark.parametrize("name", ["pab246+linear+taylor", "here/mine.json+hold+linear"])
+def test_two_predictors_are_one_too_many(name: str):
+    with pytest.raises(PabError, match=r"names two predictors, (linear and taylor|hold and linear): leave one"):
+        find_policy(name, "stdit3", 3)
+
+
+def test_a_sum_of_branches_has_no_gate():
+    assert find_policy("calibrated-fast", "stdit3", 5).name == "calibrated-fast"
+    with pytest.raises(PabError, match=r"'calibrated-fast' keeps neighbouring branches as one sum.*another predictor"):
+        find_policy("calibrated-fast+gate", "stdit3", 5)

@@ -148,6 +148,15 @@ def test_a_pool_that_cannot_be_says_why(arguments: tuple[str, ...], said: str):
     assert read_address() is None
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PAB_WORKERS", str(tmp_path / "file" / "workers"))
+    result = pab_workers("start", "--devices", "cpu")
+    assert result.exit_code == 2
+    assert "cannot be made" in result.output
+    assert "PAB_WORKERS" in result.output
+
+
 @pytest.mark.usefixtures("place")
 def test_a_model_that_cannot_be_loaded_is_told(folder: Path, tmp_path: Path):
     """Nobody waits for the job that loads it."""

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from pab_core.broadcast import Window, customise, find_policy, resolve
-from pab_core.broadcast.delta_dit import DELTA_DIT
 from pab_core.broadcast.schedule_file import save_schedule, schedule_of
 from pab_core.errors import PabError
 from pab_core.frame_input import frames_to_video_tensor
@@ -82,10 +81,18 @@ def test_a_policy_that_is_none_is_refused(plain: dict):
         policy_from_plain(plain)
 
 
-def test_tables_come_back_as_they_were():
-    table = resolve(DELTA_DIT["stdit3"], STEPS, BRANCHES)
+def test_a_schedule_file_goes_with_its_predictor(tmp_path: Path):
+    table = resolve(find_policy("pab246", "stdit3", 28), STEPS, BRANCHES)
+    path = save_schedule(schedule_of(table, "stdit3", 28, name="mine"), tmp_path / "mine.json")
+    back = policy_from_plain(through_json(policy_to_plain(f"{path}+linear")))
+    assert resolve(find_policy(back, "stdit3", 28), STEPS, BRANCHES).predictor == "linear"
+
+
+@pytest.mark.parametrize("name", ["delta-dit", "pab246+linear", "scores246", "steps7"])
+def test_tables_come_back_as_they_were(name: str):
+    table = resolve(find_policy(name, "stdit3", 28), STEPS, BRANCHES)
     back = table_from_plain(through_json(table_to_plain(table)))
-    assert (back.policy, back.timesteps, back.source) == (table.policy, table.timesteps, table.source)
+    assert vars(back) == vars(table)
 
 
 def test_models_are_named_or_lie_at_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -197,6 +197,46 @@ def test_a_damaged_result_file_is_told(tmp_path: Path):
         ResultFile(path, {"a": [1, 2]})
 
 
+def test_results_that_cannot_be_written_are_told(tmp_path: Path):
+    file = ResultFile(tmp_path / "out" / "a.jsonl", {})
+    file.path.unlink()
+    file.path.parent.rmdir()
+    with pytest.raises(PabError, match=r"a\.jsonl cannot be written.*the same command goes on"):
+        file.add({"b": 1})
+    assert not file.lines
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the package alone is installed, which ComfyUI's users and those who make a video have."""
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_without_matplotlib_all_but_the_figure_is_made(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    told("differences", "--model", folder, "--clips", "1", "-o", tmp_path / "a", "--json")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "differences.json",
+        "differences.md",
+        "recording.jsonl",
+    ]
+    assert "matplotlib is not installed, so there is no differences.png" in caplog.text
+    schedule = tmp_path / "made.json"
+    result = pab("calibrate", "--model", folder, "--clips", "1", "-o", schedule)
+    assert result.exit_code == 0, result.output
+    assert schedule.is_file()
+    assert "so there is no changes.png" in caplog.text
+
+
+def test_without_torchmetrics_no_clip_is_made_in_vain(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchmetrics"] or ["torchmetrics"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    said = refused("quality", "--model", folder, "-p", "pab246", "-o", tmp_path / "a", *FAST)
+    assert "SSIM needs the package torchmetrics" in said
+    assert not (tmp_path / "a").exists()
+
+
 def test_prompts_of_calibration_and_of_measurement_share_none():
     asked, seen = (demo_prompts(count, draw) for count, draw in ((64, CALIBRATION), (128, MEASUREMENT)))
     assert (len(asked), len(seen)) == (64, 128)

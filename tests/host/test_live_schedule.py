@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 from server import ComfyServer
 from template import load_template
 
@@ -66,7 +66,10 @@ def test_the_route_tells_what_the_settings_mean(server: ComfyServer) -> None:
         ({"model": "../../etc/passwd"}, "not in models/pab"),
         ({"frames": 20}, "20 frames do not fit"),
         ({"steps": 1e99}, "too large"),
+        ({"steps": 10**400}, "too large"),
         ({"steps": float("nan")}, ""),
+        ({"window_start": 10**400}, "no fraction of the run"),
+        ({"window_stop": float("nan")}, "no fraction of the run"),
         (b"{", "no valid JSON"),
         (b"[1]", "must be a JSON object"),
         (b"x" * 70000, "too long"),
@@ -135,6 +138,37 @@ def test_the_node_shows_the_schedule_and_follows_its_sliders(page: Page) -> None
     )
     page.get_by_role("alert").filter(has_text="20 frames do not fit").wait_for(timeout=20_000)
     page.screenshot(path=SHOTS / "comfyui_error.png")
+
+
+def test_a_late_answer_is_not_shown_for_newer_settings(page: Page) -> None:
+    page.locator("svg.pab-schedule").wait_for(timeout=20_000)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        asked = json.loads(route.request.post_data or "{}")
+        held.append(route) if asked["frames"] == 20 else route.continue_()
+
+    def set_sampler(**values: int) -> None:
+        page.evaluate(
+            """values => {
+                const node = window.app.graph._nodes.find((node) => node.type === "PABSampler");
+                for (const [name, value] of Object.entries(values))
+                    node.widgets.find((widget) => widget.name === name).value = value;
+            }""",
+            values,
+        )
+
+    page.route("**/pab/schedule", hold)
+    with page.expect_request("**/pab/schedule"):
+        set_sampler(frames=20)  # which does not fit the model
+    set_sampler(frames=17, steps=12)
+    page.wait_for_function("document.querySelectorAll('svg.pab-schedule [data-kind=spatial] rect').length < 20")
+    with page.expect_response("**/pab/schedule") as late:
+        held[0].continue_()
+    assert late.value.status == 400
+    page.wait_for_timeout(500)
+    assert page.get_by_role("alert").count() == 0
+    assert page.locator("svg.pab-schedule").is_visible()
 
 
 def test_the_picture_is_no_part_of_the_saved_workflow(page: Page) -> None:

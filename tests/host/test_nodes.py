@@ -176,6 +176,24 @@ def test_a_schedule_stays_in_its_folder(server: ComfyServer, short: Prompt) -> N
     assert not list(server.base.parent.glob("away*"))
 
 
+@pytest.mark.parametrize(("prefix", "stem"), [("", "schedule"), (" of mine/ ", "of mine/schedule"), ("汉字", "汉字")])
+def test_a_schedule_is_saved_where_it_is_looked_for(server: ComfyServer, short: Prompt, prefix: str, stem: str) -> None:
+    loader, policy = node_of(short, "PABLoadModel"), node_of(short, "PABBroadcast")
+    saving = {"model": [loader, 0], "policy": [policy, 0], "filename_prefix": prefix, "steps": 9}
+    server.run(with_node(short, "PABSaveSchedule", **saving))
+    offered = server.object_info("PABLoadSchedule")["PABLoadSchedule"]["input"]["required"]["schedule"][1]["options"]
+    assert any(name.startswith(f"{stem}_0") for name in offered)
+
+
+@pytest.mark.parametrize("prefix", ["../elsewhere", "/elsewhere", "..\\elsewhere"])
+def test_a_schedule_that_would_not_be_found_is_not_saved(server: ComfyServer, short: Prompt, prefix: str) -> None:
+    loader, policy = node_of(short, "PABLoadModel"), node_of(short, "PABBroadcast")
+    saving = {"model": [loader, 0], "policy": [policy, 0], "filename_prefix": "mine", "steps": 8}
+    graph = with_node(short, "PABSaveSchedule", **saving)
+    assert "leads out of output/pab_schedules" in refused(server, graph, "PABSaveSchedule", filename_prefix=prefix)
+    assert not list((server.base / "output").rglob("*elsewhere*"))
+
+
 # --- save -------------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +238,19 @@ def test_a_calibration_gives_a_policy_and_a_figure(server: ComfyServer, template
     _, told = ask(server, {"policy": "pab246"})
     assert told["curves"].count("<polyline") == 4
     assert "as calibrated" in told["curves"]
+
+
+def test_curves_that_cannot_be_kept_cost_no_calibration(server: ComfyServer, template: Prompt) -> None:
+    change(template, "PABLoadModel", model="tiny")
+    graph = calibrating(template)
+    del graph[node_of(graph, "SaveVideo")]
+    in_the_way = server.base / "output" / "pab_schedules" / "tiny.curves"
+    in_the_way.mkdir(parents=True)
+    try:
+        _, outputs = server.run(graph)
+    finally:
+        in_the_way.rmdir()
+    assert "calm from" in outputs["report"]["text"][0]
 
 
 def test_a_cancelled_calibration_ends_within_a_step_and_goes_on_later(server: ComfyServer, template: Prompt) -> None:

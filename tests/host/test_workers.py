@@ -181,8 +181,13 @@ def test_a_pool_goes_on_from_given_frames(server: ComfyServer, short: Prompt) ->
     change(graph, "PABSampler", given=["PABGiven", 0], frames=34)
     _, alone = run_frames(server, graph)
     assert len(alone) == 51
-    _, together = run_frames(server, on_pool(graph))
+    chained = on_pool(graph)
+    prompt_id, together = run_frames(server, chained)
     assert_close(alone, together)
+    # The bar goes on from clip to clip.
+    steps = steps_shown(server, prompt_id, node_of(chained, "PABSampler"))
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 16
 
 
 def test_the_pool_in_the_background_serves_the_nodes(server: ComfyServer, short: Prompt) -> None:

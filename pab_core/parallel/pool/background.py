@@ -30,8 +30,13 @@ def start_in_background(
 
     PabError: one runs already, or it cannot be started; the message says why.
     """
-    logs = workers_folder() / "logs"
-    logs.mkdir(exist_ok=True)
+    try:
+        logs = workers_folder() / "logs"
+        logs.mkdir(exist_ok=True)
+    except OSError as error:
+        raise PabError(
+            f"The folder of the pool of workers cannot be made ({error}): name another with PAB_WORKERS."
+        ) from None
     if model is not None and os.path.exists(model):
         model = os.path.abspath(model)
     options = {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...broadcast import AnyPolicy, MlpRule, Policy, ScheduleTable, Window
 from ...broadcast.delta_dit import DeltaDit
+from ...broadcast.find import read_files
 from ...broadcast.schedule_file import ScheduleFile
 from ...broadcast.teacache import TeaCache
 from ...errors import PabError
@@ -191,13 +192,9 @@ def text_of(tensors: Mapping[str, Tensor]) -> TextEmbedding | None:
 
 def policy_to_plain(policy: str | os.PathLike[str] | AnyPolicy) -> str | dict[str, Any]:
     """A policy as JSON can hold it: names stay names, files are read, objects become their fields."""
-    if isinstance(policy, (str, os.PathLike)):
-        name = os.fspath(policy)
-        if not (isinstance(policy, os.PathLike) or name.endswith(".json") or "/" in name or "\\" in name):
-            return name
-        from ...broadcast.schedule_file import load_schedule
-
-        policy = load_schedule(Path(name).expanduser())
+    policy = read_files(policy)
+    if isinstance(policy, str):
+        return policy
     if isinstance(policy, ScheduleFile):
         return {"form": "schedule", **policy.model_dump(mode="json", exclude_defaults=True), "pab_schedule": 1}
     form = next((form for form, cls in _FORMS.items() if type(policy) is cls), None)
@@ -240,18 +237,31 @@ def _restore(value: Any) -> Any:
 
 
 def table_to_plain(table: ScheduleTable) -> dict[str, Any]:
-    """What a result tells of the schedule that its run followed."""
+    """What a result tells of the schedule that its run followed. groups: by the branches' places in it."""
+    places = {branch: place for place, branch in enumerate(table.branches)}
     return {
         "policy": table.policy,
         "timesteps": list(table.timesteps),
         "source": [[*dataclasses.astuple(branch), list(row)] for branch, row in table.source.items()],
+        "groups": [[places[branch] for branch in group] for group in table.groups],
+        "scores": table.scores,
         "sampler_steps": table.sampler_steps,
+        "predictor": table.predictor,
     }
 
 
 def table_from_plain(plain: Mapping[str, Any]) -> ScheduleTable:
     source = {Branch(*entry[:-1]): tuple(entry[-1]) for entry in plain["source"]}
-    return ScheduleTable(plain["policy"], tuple(plain["timesteps"]), source, sampler_steps=plain.get("sampler_steps"))
+    branches = tuple(source)
+    return ScheduleTable(
+        plain["policy"],
+        tuple(plain["timesteps"]),
+        source,
+        groups=tuple(tuple(branches[place] for place in group) for group in plain["groups"]),
+        scores=plain["scores"],
+        sampler_steps=plain["sampler_steps"],
+        predictor=plain["predictor"],
+    )
 
 
 def _absolute(path: str | os.PathLike[str] | None, named: bool = False) -> str | None:
