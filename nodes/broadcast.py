@@ -1,7 +1,7 @@
 """Pyramid Attention Broadcast: the policy for the sampler"""
 
 from pab_core.broadcast import policy_names
-from pab_core.broadcast.calibrated import PACKAGED, calibrated_names, own_path
+from pab_core.broadcast.calibrated import PACKAGED, calibrated_names
 from pab_core.models.registry import MODELS, ModelSpec
 
 from . import host
@@ -9,11 +9,9 @@ from .host import io
 from .types import BroadcastSettings, PolicyType, kept_input
 
 
-def _packaged(model: ModelSpec) -> list[str]:
+def _packaged(model: ModelSpec) -> tuple[str, ...]:
     """What was calibrated for a model and comes with the package."""
-    family, depth = model.family, model.depth
-    names = {name: name.removeprefix("calibrated").lstrip("-") for name in calibrated_names(family, depth)}
-    return [name for name, end in names.items() if (PACKAGED / own_path(family, depth, end).name).is_file()]
+    return calibrated_names(model.family, model.depth, (PACKAGED,))
 
 
 # Of all families; one that a model does not know is refused when it runs, in words. A user's own schedules are not

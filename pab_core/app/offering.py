@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..broadcast.calibrated import calibrated_names, own_path
+from ..broadcast.calibrated import calibrated_names, own_folder
 from ..conditioning import check_takes_frames
 from ..errors import PabError
 from ..models.registry import ModelSpec
@@ -54,10 +54,10 @@ def level_choices(offered: Offered, language: str) -> list[tuple[str, str]]:
 def calibrated_levels(offered: Offered) -> tuple[str, ...]:
     """The policies that were calibrated for a model, that which saves least first: all of the user's own, and those of
     the package that have a name in words."""
-    spec, shares = offered.spec, dict[str, float]()
+    spec, own, shares = offered.spec, _own(offered.spec), dict[str, float]()
     for name in calibrated_names(spec.family, spec.depth):
         try:
-            if name in _PACKAGED or _is_own(name, spec):
+            if name in _PACKAGED or name in own:
                 shares[name] = schedule_for(spec, name, offered.sampler).reused_share()
         except PabError:
             continue  # a broken file must not take the others away
@@ -67,13 +67,13 @@ def calibrated_levels(offered: Offered) -> tuple[str, ...]:
 def first_level(offered: Offered) -> str:
     """What is chosen where nobody has chosen: what was calibrated, for nothing is nearer to the original in that time;
     but not what the package carried over to a released model from the demo model of its kind, which nobody measured."""
-    measured = is_demo(offered.spec) or _is_own("calibrated", offered.spec)
+    measured = is_demo(offered.spec) or "calibrated" in _own(offered.spec)
     return "calibrated" if measured and "calibrated" in calibrated_levels(offered) else LEVELS[0]
 
 
-def _is_own(name: str, spec: ModelSpec) -> bool:
-    """Whether a user calibrated the policy, here."""
-    return own_path(spec.family, spec.depth, name.removeprefix("calibrated").removeprefix("-")).is_file()
+def _own(spec: ModelSpec) -> tuple[str, ...]:
+    """The policies that a user calibrated, here."""
+    return calibrated_names(spec.family, spec.depth, (own_folder(),))
 
 
 def takes_pictures(spec: ModelSpec) -> bool:

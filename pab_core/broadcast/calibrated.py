@@ -46,10 +46,10 @@ def calibrated_path(family: str, depth: int, name: str = "") -> Path:
     return _first(_file(family, depth, name))
 
 
-def calibrated_names(family: str, depth: int) -> tuple[str, ...]:
-    """The policies that were calibrated for a model, by name."""
+def calibrated_names(family: str, depth: int, folders: Sequence[Path] | None = None) -> tuple[str, ...]:
+    """The policies that were calibrated for a model, by name. folders: None: the user's and the package's."""
     stem = f"{family}-{depth}"
-    found = {path.stem for folder in (own_folder(), PACKAGED) for path in folder.glob(f"{stem}*.json")}
+    found = {path.stem for folder in folders or (own_folder(), PACKAGED) for path in folder.glob(f"{stem}*.json")}
     names = sorted(name.removeprefix(stem) for name in found)
     return tuple(f"calibrated{name}" for name in names if not name or (name[0] == "-" and _NAME.fullmatch(name[1:])))
 

@@ -69,7 +69,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Search:
-    """How to search; see candidates.make_units, predictors and costs.find_costs."""
+    """How to search; see calibrate.make_units, predictors and costs.find_costs."""
 
     whole: Whole = "kind"
     groups: int = 1

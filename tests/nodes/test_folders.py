@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-FILE = Path(__file__).resolve().parents[2] / "nodes" / "host" / "folders.py"
+from alone import load_alone
 
 
 @pytest.fixture
@@ -20,12 +18,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     places: Any = sys.modules["folder_paths"]
     places.get_folder_paths = lambda name: [str(tmp_path / "pab"), str(tmp_path / "gone")]
-    spec = importlib.util.spec_from_file_location("folders_alone", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_alone("host/folders.py")
 
 
 def checkpoint(folder: Path) -> None:

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
+from alone import load_alone
 from PIL import ImageFont
-
-FILE = Path(__file__).resolve().parents[2] / "nodes" / "lettering.py"
 
 
 @pytest.fixture
 def lettering() -> Any:
-    """The module alone: its package wants the host."""
-    spec = importlib.util.spec_from_file_location("lettering_alone", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_alone("lettering.py")
 
 
 @pytest.mark.parametrize("there", ["wqy-microhei.ttc", "DejaVuSans.ttf"])
