@@ -94,13 +94,16 @@ def draw_quality(quality: Quality, language: str) -> str:
 
 def _heights(quality: Quality) -> tuple[Scale, list[tuple[float, str]]]:
     """Where a distance stands, and those that lines are drawn for, in words, too; by powers of ten where they lie far
-    apart."""
+    apart, with 0 (of a policy that reuses nothing) a line below."""
     bottom, distances = _HIGH - _BOTTOM, [point.distance for point in quality.points]
-    if quality.metric == "lpips" and 0 < FAR_APART * min(distances) < max(distances):
-        low, high = math.floor(math.log10(min(distances))), math.ceil(math.log10(max(distances)))
-        by_power = _scale(low, high, bottom, _TOP)
-        rows = [(10.0**power, _power(power)) for power in range(low, high + 1)]
-        return lambda value: by_power(math.log10(max(value, 10.0**low))), rows
+    least = min((distance for distance in distances if distance > 0), default=0.0)
+    if quality.metric == "lpips" and 0 < FAR_APART * least < max(distances):
+        low, high = math.floor(math.log10(least)), math.ceil(math.log10(max(distances)))
+        nothing = [(0.0, "0")] if min(distances) == 0 else []
+        floor = low - len(nothing)
+        by_power = _scale(floor, high, bottom, _TOP)
+        rows = nothing + [(10.0**power, _power(power)) for power in range(low, high + 1)]
+        return lambda value: by_power(math.log10(max(value, 10.0**floor))), rows
     bottoms, tops = ([p.distance + side * p.error for p in quality.points] for side in (-1, 1))
     floor = 0.0 if quality.metric == "lpips" else min(bottoms) - 1
     ceiling = max(max(tops) * 1.08, floor + 1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,8 +128,14 @@ def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> No
         for row, mean in zip(rows, means, strict=True):
             axes.annotate(row.policy, (row.seconds, mean.mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
     means = [row.summary(metric).mean for row in shown]
-    if min(means, default=0) > 0 and max(means) > FAR_APART * min(means):
-        axes.set_yscale("log")
+    least = min((mean for mean in means if mean > 0), default=0.0)
+    if 0 < FAR_APART * least < max(means):
+        if min(means) > 0:
+            axes.set_yscale("log")
+        else:  # what reuses nothing has no power of ten: 0 stands below the least of them
+            power = 10.0 ** math.floor(math.log10(least))
+            axes.set_yscale("symlog", linthresh=power, linscale=0.5)
+            axes.set_ylim(bottom=-0.1 * power)
     axes.set(xlabel="seconds of the denoise loop", ylabel=f"{metric.upper()} from the video without reuse")
     axes.grid(alpha=0.3)
     axes.legend()
