@@ -68,6 +68,6 @@ def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: St
     """The state of one run at a speed that `choose_speed` gave for the device."""
     if speed == "exact" or device.type == "cpu":
         return BroadcastRun(table, store)
-    from .run import FusedRun
+    from .recorded_run import RecordedRun
 
-    return FusedRun(table, store)
+    return RecordedRun(table, store)

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..broadcast import BroadcastRun
 from ..broadcast.cache import Fp8Store
+from ..broadcast.extrapolation import Extrapolation
 from ..broadcast.run import Key
 from ..models.layers import Branch, Update
 
@@ -64,7 +65,7 @@ def writes_fp8(device: torch.device) -> bool:
 
 
 @dataclass
-class _Stream:
+class Stream:
     """The residual stream x [B, T, S, D], and what is still to be added to it."""
 
     x: Tensor
@@ -97,10 +98,10 @@ class FusedRun(BroadcastRun):
         """As run_blocks, of some of the frames; `shared`, a parallel.seam.FrameSeam, computes what needs the others."""
         return self._run(self._stream(x), blocks, cond, shared)
 
-    def _stream(self, x: Tensor) -> _Stream:
-        return _Stream(x.contiguous(), fp8=isinstance(self._store, Fp8Store) and writes_fp8(x.device))
+    def _stream(self, x: Tensor) -> Stream:
+        return Stream(x.contiguous(), fp8=isinstance(self._store, Fp8Store) and writes_fp8(x.device))
 
-    def _run(self, stream: _Stream, blocks: Sequence[Any], cond: Any, shared: Any) -> Tensor:
+    def _run(self, stream: Stream, blocks: Sequence[Any], cond: Any, shared: Any) -> Tensor:
         from .updates import modulations
 
         tables = modulations(blocks, cond)
@@ -110,43 +111,64 @@ class FusedRun(BroadcastRun):
                 if shared is not None:
                     shared.enter(block)
                 for branch, update in block.updates():
-                    source, last = self._source(branch)
-                    group = self._group.get(branch)
+                    source, last, group = self._due(branch)
                     if source == self.step and group is None:
                         self._compute(stream, block, branch, update, cond, last, shared)
                     elif source == self.step:
                         self._compute_in_group(stream, block, branch, update, cond, last, shared)
                     elif self._reuses_scores(branch):
                         self._compute(stream, block, branch, update, cond, last, shared)
-                    elif group is None:
+                    elif group is None or branch == group[0]:
                         self._add_kept(stream, branch, source, last, cond)
-                    elif branch == group[0]:
-                        self._settle(stream, cond)
-                        stream.x, stream.own = stream.x + self._reused(branch, cond, source, last), True
             self._settle(stream, cond)
             if stream.before is not None:
                 self._add_gain(stream, cond)
         return stream.x
 
+    def _due(self, branch: Branch) -> tuple[int, int | None, tuple[Branch, ...] | None]:
+        """`_source` of a branch, and the group that it belongs to."""
+        return *self._source(branch), self._group.get(branch)
+
     def _reuses_scores(self, branch: Branch) -> bool:
         return self.table.scores and branch.kind != "mlp"
 
-    def _add_kept(self, stream: _Stream, branch: Branch, source: int, last: int | None, cond: Any) -> None:
-        from .fused import MOST_KEPT, Rows
+    def _add_kept(self, stream: Stream, branch: Branch, source: int, last: int | None, cond: Any) -> None:
+        """What is used in place of the update of a branch, or of the group that it is the first of, is to be added."""
+        parts = self._kept_rows(branch, source, last) if stream.fp8 else None
+        self._make_room(stream, 1 if parts is None else len(parts), cond)
+        # What a store lends it may want back: taken when there is room.
+        stream.kept += [self._reused(branch, cond, source, last)] if parts is None else parts
 
-        if len(stream.kept) == MOST_KEPT:
-            self._settle(stream, cond)
-        store, key = self._store, (self.lane, branch, source)
-        if self._predictor is not None or not stream.fp8:
-            stream.kept.append(self._reused(branch, cond, source, last))
-            return
+    def _kept_rows(self, branch: Branch, source: int, last: int | None) -> list[Any] | None:
+        """The same as Rows to be added up, or None where it is more than a weighted sum of what is kept."""
+        from .fused import Rows
+
+        store, sources, weights = self._store, [source], [1.0]
         assert isinstance(store, Fp8Store)
-        stream.kept.append(Rows(*store.take_encoded(key)))
-        if last == self.step:
-            store.drop(key)
+        freed = sources if last == self.step else ()
+        if isinstance(self._predictor, Extrapolation):
+            found = self.table.sources(branch, self.step)
+            sources, weights = found, self._predictor.weights(self.step, found)
+            freed = self.table.freed(branch, self.step)
+        elif self._predictor is not None:
+            return None
+        kept = [store.take_encoded((self.lane, branch, s)) for s in sources[: len(weights)]]
+        for s in freed:
+            store.drop((self.lane, branch, s))
+        return [
+            Rows(values, scales if weight == 1 else scales * weight)
+            for weight, (values, scales) in zip(weights, kept, strict=True)
+        ]
+
+    def _make_room(self, stream: Stream, count: int, cond: Any) -> None:
+        """For so many kept updates more that are to be added."""
+        from .fused import MOST_KEPT
+
+        if len(stream.kept) + count > MOST_KEPT:
+            self._settle(stream, cond)
 
     def _compute_in_group(
-        self, stream: _Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
+        self, stream: Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
     ) -> None:
         """As _compute; what the stream gains from the first of the group to its last is kept, if that is reused.
 
@@ -160,10 +182,9 @@ class FusedRun(BroadcastRun):
             stream.before, stream.own, stream.sum_key = stream.x, False, (self.lane, group[0], self.step)
         self._compute(stream, block, branch, update, cond, None, shared)
         if last is not None and branch == group[-1]:
-            key = self._add_gain(stream, cond)
-            self._keep(key, self._sums.pop(key), cond)
+            self._keep_sum(stream, self._add_gain(stream, cond), cond)
 
-    def _add_gain(self, stream: _Stream, cond: Any) -> Key:
+    def _add_gain(self, stream: Stream, cond: Any) -> Key:
         """What the stream gained is added to the sum; -> its key."""
         self._settle(stream, cond)
         assert stream.before is not None
@@ -174,8 +195,15 @@ class FusedRun(BroadcastRun):
         self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
         return key
 
+    def _keep_sum(self, stream: Stream, key: Key, cond: Any) -> None:
+        """The sum of a group is complete: it is kept."""
+        from .fused import rows_in_fp8
+
+        value = self._sums.pop(key)
+        self._keep_rows(key, rows_in_fp8(value) if stream.fp8 else value, value.dtype, cond)
+
     def _compute(
-        self, stream: _Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
+        self, stream: Stream, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
     ) -> None:
         from .fused import Fresh
         from .updates import fused_update
@@ -199,13 +227,13 @@ class FusedRun(BroadcastRun):
         stream.fresh = Fresh(gate, h)
         stream.key = (self.lane, branch, self.step) if last is not None else None
 
-    def _settle(self, stream: _Stream, cond: Any, norm: Any = None, fp8: bool = False) -> Any:
+    def _settle(self, stream: Stream, cond: Any, norm: Any = None, fp8: bool = False) -> Any:
         """Adds what waits; -> what the next product reads: x, its norm, either in eight bits."""
-        from .fused import Rows, residual
+        from .fused import residual
 
         if stream.fresh is None and not stream.kept and norm is None and not fp8:
             return stream.x
-        key, store = stream.key, self._store
+        key = stream.key
         x, rows, kept = residual(
             stream.x,
             stream.fresh,
@@ -218,12 +246,19 @@ class FusedRun(BroadcastRun):
         )
         stream.own = stream.own or stream.fresh is not None or bool(stream.kept)
         stream.x, stream.fresh, stream.key, stream.kept = x, None, None, []
-        if key is not None and isinstance(kept, Rows):
-            assert isinstance(store, Fp8Store)
-            store.keep_encoded(key, kept.values, kept.scales, x.dtype)
-            if self._predictor is not None:
-                self._predictor.note(key[0], key[1], cond)
-            self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
-        elif key is not None:
-            self._keep(key, kept, cond)  # pyright: ignore[reportArgumentType]
+        if key is not None:
+            assert kept is not None
+            self._keep_rows(key, kept, x.dtype, cond)
         return rows
+
+    def _keep_rows(self, key: Key, kept: Any, dtype: torch.dtype, cond: Any) -> None:
+        """As `_keep`, of what `residual` gave to keep: a tensor, or Rows of one of type dtype."""
+        from .fused import Rows
+
+        if not isinstance(kept, Rows):
+            return self._keep(key, kept, cond)
+        assert isinstance(self._store, Fp8Store)
+        self._store.keep_encoded(key, kept.values, kept.scales, dtype)
+        if self._predictor is not None:
+            self._predictor.note(key[0], key[1], cond)
+        self.peak_bytes = max(self.peak_bytes, self.kept_bytes)

@@ -18,6 +18,7 @@ from ..models.fp8 import Fp8Linear
 from ..models.latte_layers import Attention, LatteBlock
 from ..models.layers import SelfAttention
 from ..models.stdit3 import STDiT3Block
+from .attention import attend
 from .fp8_products import fp8_product, gelu_product_goes
 from .fused import MOST_FRAMES, Norm, Rows, attend_in_time, gelu_product, norm_heads, residual, rows_in_fp8
 
@@ -109,12 +110,6 @@ def _in_fp8(layer: nn.Module) -> bool:
     return isinstance(layer, Fp8Linear) and layer.products
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """q [B, S, heads, d], k and v [B, L, heads, d], bias (or bool: not masked) [B, 1, 1, L] -> [B, S, heads * d]."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
-
-
 # --------------------------------------------------------------------------------------------------- Open-Sora
 
 
@@ -130,7 +125,7 @@ def attention_stdit3(block: STDiT3Block, rows: Any, cond: Any) -> Tensor:
     if weights[0] is not None:
         norm_heads(qkv, *weights, 1e-6)
     q, k, v = qkv.flatten(0, 1).unbind(2)  # each [B T, S, heads, d]
-    h = _attention(q, k, v, None)
+    h = attend(q, k, v, None)
     del qkv, q, k, v
     return product(attn.proj, h).view(shape)
 
@@ -150,7 +145,7 @@ def cross_stdit3(block: STDiT3Block, rows: Any, cond: Any) -> Tensor:
     q = product(attn.q_linear, rows)
     shape = q.shape
     k, v = product(attn.kv_linear, cond.text).unflatten(-1, (2, attn.num_heads, -1)).unbind(2)
-    h = _attention(q.flatten(1, 2).unflatten(-1, (attn.num_heads, -1)), k, v, cond.text_mask)
+    h = attend(q.flatten(1, 2).unflatten(-1, (attn.num_heads, -1)), k, v, cond.text_mask)
     del q
     return product(attn.proj, h).view(shape)
 
@@ -171,7 +166,7 @@ def attention_latte(block: LatteBlock, rows: Any, cond: Any) -> Tensor:
         return product(attn.to_out[0], attend_in_time(q, k, v))
     q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # each [B T, S, heads, d]
     bias = None if cond.token_bias is None else cond.token_bias.flatten(0, 1)[:, None, None]  # [B T, 1, 1, S]
-    h = _attention(q, k, v, bias)
+    h = attend(q, k, v, bias)
     del q, k, v
     return product(attn.to_out[0], h).view(shape)
 
@@ -181,7 +176,7 @@ def cross_latte(block: LatteBlock, rows: Any, cond: Any) -> Tensor:
     q = product(attn.to_q, rows)
     shape = q.shape
     k, v = (part.unflatten(-1, (attn.num_heads, -1)) for part in products((attn.to_k, attn.to_v), cond.text))
-    h = _attention(q.flatten(1, 2).unflatten(-1, (attn.num_heads, -1)), k, v, cond.text_bias)
+    h = attend(q.flatten(1, 2).unflatten(-1, (attn.num_heads, -1)), k, v, cond.text_bias)
     return product(attn.to_out[0], h).view(shape)
 
 

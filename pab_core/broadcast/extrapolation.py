@@ -5,6 +5,7 @@ parabola through the last three. (TaylorSeer, arXiv 2503.06923, forecasts featur
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class Extrapolation:
         for factor, (_, later), (_, earlier) in zip(factors, kept, kept[1:], strict=False):
             value = torch.add(value, later - earlier, alpha=factor)
         return value
+
+    def weights(self, step: int, sources: Sequence[int]) -> list[float]:
+        """How often each update holds in what `predict` gives at `step`, of those computed at `sources`, latest first,
+        as far as they do: for sums in more precision than the updates have."""
+        factors = difference_factors(self.timesteps[step], [self.timesteps[source] for source in sources])
+        return [later - earlier for earlier, later in pairwise((-1.0, *factors, 0.0))]
 
 
 def difference_factors(at: float, nodes: Sequence[float]) -> tuple[float, ...]:

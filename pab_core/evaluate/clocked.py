@@ -50,6 +50,7 @@ def computed_in(
     slope = (1 - timed(half)[0]) / (steps - half)
     count = min(max(int(steps - (1 - share) / max(slope, 1e-3)), 1), steps - 1)
     took, more = timed(count, count + 1) if count + 1 < steps else (*timed(count), math.inf)
+    took = min(took, more)  # fewer steps take no longer: a reading that says so was disturbed
     while took > share and count > 1 and not late(until):
         count, more = count - 1, took
         (took,) = timed(count)

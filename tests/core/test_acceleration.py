@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_families import LATTE, PLAN, random_pipe
+from odd_widths import CONFIGS, FRAMES, denoise, distance, tiny
+from tiny_families import random_pipe
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,41 +26,6 @@ from pab_core.errors import PabError
 from pab_core.evaluate.bench import at_speed
 from pab_core.models.fp8 import Fp8Linear, Quantiser
 from pab_core.pipeline import Pipeline
-from pab_core.text import TextEmbedding
-
-# Widths that are no powers of two: rows are read in two pieces.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "stdit3": {
-        "hidden_size": 24,
-        "depth": 2,
-        "num_heads": 2,
-        "caption_channels": 16,
-        "model_max_length": 12,
-        "qk_norm": True,
-    },
-    "latte": LATTE | {"attention_head_dim": 12},
-    "open-sora-plan": PLAN | {"attention_head_dim": 12},
-}
-SIZE: dict[str, Any] = {"height": 32, "width": 32, "steps": 6}
-FRAMES = {"stdit3": 17, "latte": 3, "open-sora-plan": 9}
-
-
-def tiny(family: str) -> Pipeline:
-    return random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], **SIZE)
-
-
-def denoise(pipe: Pipeline, run: BroadcastRun, given: bool = False) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    tokens, negative = torch.randn(2, 1, 5, 16, generator=generator)
-    text = TextEmbedding(tokens, torch.ones(1, 5, dtype=torch.bool), negative=negative)
-    latents = pipe.prepare_latents(1)
-    mask = torch.ones(1, latents.shape[2])
-    mask[:, 0] = 0
-    return pipe.denoise(latents, text, run.table, cond_mask=mask if given else None, seed=2, run=run)
-
-
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / a.norm())
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -135,6 +101,23 @@ def test_updates_are_kept_in_eight_bits_as_the_store_does():
     assert distance(denoise(pipe, plain), denoise(pipe, fused)) < 0.1
     assert fused.peak_bytes == plain.peak_bytes > 0
     assert fused.kept_bytes == 0
+
+
+@pytest.mark.parametrize("predictor", ["hold", "linear", "taylor"])
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_predicted_of_eight_bits_is_summed_in_a_kernel(merge: bool, predictor: Any):
+    pipe = tiny("stdit3", height=16)
+    model = ModelId(family=pipe.spec.family, depth=pipe.spec.depth)
+    rule = Rule(kinds=WHOLE, source=(0, 1, 1, 3, 3, 5))
+    table = pipe.schedule(
+        ScheduleFile(pab_schedule=1, model=model, rules=(rule,), run_steps=6, merge=merge, predictor=predictor)
+    )
+    plain, fused = (kind(table, make_store("fp8")) for kind in (BroadcastRun, FusedRun))
+    exact = denoise(pipe, BroadcastRun(table))
+    error = distance(exact, denoise(pipe, plain))
+    assert 0 < distance(exact, denoise(pipe, fused)) < 1.5 * error + 0.01
+    assert fused.kept_bytes == plain.kept_bytes
+    assert 0.9 * plain.peak_bytes < fused.peak_bytes <= plain.peak_bytes
 
 
 def test_where_kernels_have_no_eight_bits_pytorch_turns_updates_into_them(monkeypatch: pytest.MonkeyPatch):

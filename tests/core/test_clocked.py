@@ -49,6 +49,21 @@ def test_a_clock_that_bends_is_followed(pipe: Pipeline, tmp_path: Path, monkeypa
         clocked.computed_in(trial, units, 0.02, "linear", 2, until=0.0)
 
 
+def test_a_disturbed_reading_does_not_lead_away_from_what_fits(
+    pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trial = Trial(pipe, CLIPS, tmp_path / "a.jsonl", merge=True)
+    units = make_units(pipe.spec.branches, 1, "model")
+
+    told = {5: 0.6, 6: 0.9, 7: 0.67, 8: 0.84}  # from 6 the search sets out
+
+    def clock(_: Trial, tables: list[ScheduleTable], clips: int) -> list[float]:
+        return [told[round(10 * (1 - table.reused_share()))] for table in tables]
+
+    monkeypatch.setattr(clocked, "timed_shares", clock)
+    assert clocked.computed_in(trial, units, 0.7, "linear", 2) == (7, 0.67)
+
+
 def test_times_are_kept_with_what_was_judged(pipe: Pipeline, tmp_path: Path):
     trial, tables = Trial(pipe, CLIPS, tmp_path / "a.jsonl"), [pipe.schedule("pab246"), pipe.schedule("pab999")]
     first = clocked.timed_shares(trial, tables[:1], 3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab_core.acceleration import fused
+from pab_core.acceleration.attention import flash_attention
 from pab_core.acceleration.fused import (
     TIME_WARPS,
     Fresh,
@@ -94,7 +96,14 @@ def attentions(x: torch.Tensor) -> None:
     def heads(batch: int, length: int) -> torch.Tensor:
         return torch.randn(batch, length, HEADS, WIDTH, device=x.device, dtype=x.dtype).transpose(1, 2)
 
-    shapes = {"spatial": (B * T, S, S), "cross": (B, T * S, TEXT), "temporal": (B * S, T, T)}
+    shapes = {
+        "spatial": (B * T, S, S),
+        "cross": (B, T * S, TEXT),
+        "temporal": (B * S, T, T),
+        "720p": (B * T, 3600, 3600),
+        "Latte's": (32, 1024, 1024),
+    }
+    flash = flash_attention(x.device)
     for name, (batch, queries, keys) in shapes.items():
         q, k, v = heads(batch, queries), heads(batch, keys), heads(batch, keys)
         flops = 4.0 * batch * HEADS * queries * keys * WIDTH
@@ -105,9 +114,12 @@ def attentions(x: torch.Tensor) -> None:
                 with sdpa_kernel(backend):
                     return F.scaled_dot_product_attention(q, k, v)
 
-            chosen = backend == SDPBackend.CUDNN_ATTENTION and name != "temporal"
+            chosen = backend == SDPBackend.CUDNN_ATTENTION and name in ("spatial", "cross")
             backend_name = backend.name.lower().removesuffix("_attention")
             measure(f"{name} attention, {backend_name}", run, flops, size if chosen else 0)
+        if flash is not None:
+            parts = [part.transpose(1, 2) for part in (q, k, v)]
+            measure(f"{name} attention, FlashAttention 4", partial(flash, *parts), flops)
 
 
 def own(x: torch.Tensor) -> None:

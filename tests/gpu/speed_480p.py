@@ -20,6 +20,7 @@ import torch
 from torch.nn.attention import sdpa_kernel
 
 from pab_core.acceleration.fp8_products import use_fp8_products
+from pab_core.acceleration.recorded_run import RecordedRun
 from pab_core.acceleration.run import ATTENTION, FusedRun
 from pab_core.broadcast import BroadcastRun
 from pab_core.broadcast.cache import make_store
@@ -30,6 +31,7 @@ from pab_core.sampling import RectifiedFlow
 from pab_core.settings import schedule_for
 
 GIB = 2**30
+RUNS = {"plain": BroadcastRun, "fused": FusedRun, "recorded": RecordedRun}
 # A kernel's share of a run is told under the first of these that its name holds.
 GROUPS = {
     "attention along time": ("attend_in_time",),
@@ -118,7 +120,9 @@ def profile(run: Callable[[], Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--policies", default="off,pab246,pab579")
-    parser.add_argument("--runs", default="plain,fused", help="plain or fused, then +fp8 and +fp8cache as wanted")
+    parser.add_argument(
+        "--runs", default="plain,fused", help="plain, fused or recorded, then +fp8 and +fp8cache as wanted"
+    )
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=300, help="of the text")
     parser.add_argument(
@@ -144,7 +148,7 @@ def main() -> None:
             def once(kind: str = kind, table: Any = table) -> torch.Tensor:
                 way, *more = kind.split("+")
                 store = make_store("fp8" if "fp8cache" in more else "plain")
-                run = BroadcastRun(table, store) if way == "plain" else FusedRun(table, store)
+                run = RUNS[way](table, store)
                 return loop(models["fp8" in more], run, table, noise, y, given.steps)
 
             begin = time.perf_counter()
