@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from .models.registry import ModelSpec
 
 Choose = Callable[["ModelSpec", list[str]], "Sequence[str | AnyPolicy]"]
+OtherSpeedsOption = Annotated[
+    list[str] | None,
+    typer.Option("--speed", metavar="fast|fp8", help="Measure at that speed, too, beside exact; may be repeated."),
+]
 _LONGEST = 9  # range that a sweep goes to
 
 
@@ -57,6 +61,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
         output: FolderOption = Path(f"pab-{what}"),
         batch: BatchOption = "8",
         kept: KeptOption = "plain",
+        speed: OtherSpeedsOption = None,
         repeat: RepeatOption = "3",
         timed_clips: TimedClipsOption = "1",
         lpips: LpipsOption = None,
@@ -73,8 +78,8 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             from .devices import check_device
             from .evaluate.quality import measure_quality
             from .evaluate.quality_report import draw_quality
+            from .evaluate.quality_speeds import check_speeds, load_beside
             from .evaluate.results import write_report
-            from .pipeline import Pipeline
             from .settings import schedule_for
 
             found = find_model(model)
@@ -91,12 +96,14 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             together, rounds = count_of(batch, "clips"), count_of(repeat, "rounds")
             make_store(kept)
             timed, limit = count_of(timed_clips, "clips"), seconds_of(seconds)
-            folder, computes_on = output.expanduser(), check_device(device)
+            folder, computes_on, speeds = output.expanduser(), check_device(device), speed or []
+            check_speeds(spec, speeds, computes_on)
             metric, vmaf = lpips_of(lpips, no_lpips, computes_on), vmaf_of(no_vmaf)
             with resumable(folder), progress() as show:
                 show("load", 0, 0)
+                pipe, *others = load_beside(found, speeds, computes_on)
                 report = measure_quality(
-                    Pipeline.load(model, device=computes_on),
+                    pipe,
                     policies,
                     chosen,
                     folder / f"{what}.jsonl",
@@ -105,6 +112,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
                     judge=judge_of(spec, prompts, texts, computes_on),
                     batch=together,
                     kept=kept,
+                    others=others,
                     repeat=rounds,
                     timed_clips=timed,
                     until=None if limit is None else started + limit,

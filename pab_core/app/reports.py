@@ -96,7 +96,7 @@ def _read_quality(found: dict[str, Any], name: str) -> Quality | None:
         made = []
         for row in rows:
             told = row.get(metric) if isinstance(row, dict) else None
-            if not isinstance(told, dict):
+            if not isinstance(told, dict) or "plain" in row:  # made otherwise: no policy to choose
                 continue
             mean, speedup, error = _number(told.get("mean")), _number(row.get("speedup")), _number(told.get("error"))
             if mean is not None and speedup is not None:

@@ -90,7 +90,7 @@ def measure_speed(
     num_frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
-    speeds: Sequence[Speed] | None = None,
+    speeds: Sequence[Speed | Pipeline] | None = None,
     text_tokens: int = 300,
     on_run: Callable[[int, int], None] | None = None,
 ) -> SpeedReport:
@@ -103,14 +103,16 @@ def measure_speed(
         clips: made together; a GPU that a single small clip leaves idle is timed with more.
         kept: where updates wait, as in Pipeline.generate; of several, each policy is timed with each of them, off with
             the first.
-        speeds: each policy at each of them, off at the first being what the others are compared with; None: the
-            pipeline's own.
+        speeds: each policy at each of them, off at the first being what the others are compared with; a pipeline is the
+            same model, loaded at one. None: the pipeline's own.
         text_tokens: of random text, where the pipeline has no text encoder.
         on_run: (runs done, runs in all), also called with 0 at the start.
     """
     check_rounds(repeat)
     size: dict[str, Any] = {"num_frames": num_frames, "height": height, "width": width}
-    pipes = [pipe] if speeds is None else [at_speed(pipe, speed) for speed in speeds]
+    pipes = [pipe]
+    if speeds is not None:
+        pipes = [one if isinstance(one, Pipeline) else at_speed(pipe, one) for one in speeds]
     stores = [kept] if isinstance(kept, str) else list(kept)
     cases = [(one, policy, stores[0]) for one in pipes for policy in ("off", *policies)]
     cases += [(one, policy, store) for store in stores[1:] for one in pipes for policy in policies]

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -34,6 +34,19 @@ _SOME = 3  # rounds of which the first can be done without
 Key = tuple[str, str, str, int]  # policy, digest of its table, prompt, seed
 
 
+class Form(NamedTuple):
+    """A policy, where its updates wait, and which other speed it is made at, if any."""
+
+    policy: str
+    kept: str = "plain"
+    speed: str | None = None
+
+    @property
+    def name(self) -> str:
+        kept = "" if self.kept == "plain" else f", {self.kept}"
+        return f"{self.policy}{kept}{f' at {self.speed}' if self.speed else ''}"
+
+
 def measure_quality(
     pipe: Pipeline,
     policies: Sequence[str | AnyPolicy],
@@ -45,6 +58,7 @@ def measure_quality(
     vmaf: Vmaf | None = None,
     batch: int = 8,
     kept: str = "plain",
+    others: Sequence[Pipeline] = (),
     repeat: int = 3,
     timed_clips: int = 1,
     until: float | None = None,
@@ -57,6 +71,8 @@ def measure_quality(
         batch: clips made together; it changes the results by rounding only.
         kept: where updates wait, as in Pipeline.generate: beside each policy whose updates are kept as they are, it is
             measured with that, too; the name of the row says so.
+        others: the same model at other speeds, see quality_speeds: off and the policies are measured at them, too,
+            and compared with what `pipe` makes without reuse.
         timed_clips: made together where the time is measured, which is told for one clip.
         until: of time.monotonic(); from then on no more clips are made than the first batch, and the report is of
             those that all policies have made.
@@ -77,34 +93,34 @@ def measure_quality(
         **({"vmaf": True} if vmaf is not None else {}),
         **({"timed_clips": timed_clips} if timed_clips > 1 else {}),
         **({"kept": kept} if kept != "plain" else {}),
+        **({"speeds": [one.speed for one in (pipe, *others)], "precision": _precision(pipe)} if others else {}),
     }
     file = ResultFile(path, header)
-    timing = _times(pipe, by_name, file, repeat, timed_clips, kept)
-    everyone = ["off", *(name for name in timing["seconds"] if name != "off")]
-    stores = {name: kept if name in timing["over_plain"] else "plain" for name in everyone}
-    usual = {name: name.removesuffix(f", {store}") for name, store in stores.items()}
-    known: dict[str, str | AnyPolicy] = dict(zip(everyone, usual.values(), strict=True))
-    known |= {name: by_name[usual[name]] for name in everyone if usual[name] in by_name}
-    tables = {name: pipe.schedule(policy) for name, policy in known.items()}
+    timing = _times(pipe, by_name, file, repeat, timed_clips, kept, others)
+    pipes: dict[str | None, Pipeline] = {None: pipe, **{one.speed: one for one in others}}
+    made_as = [Form(name, store, speed) for name in ("off", *by_name) for store in ("plain", kept) for speed in pipes]
+    known = {form.name: form for form in made_as}
+    forms = {name: known.get(name, Form(name)) for name in ("off", *timing["seconds"])}
+    tables = {name: pipe.schedule(by_name.get(form.policy, form.policy)) for name, form in forms.items()}
     # A name may come to mean another schedule, as that of one calibrated anew.
     keys = {name: (name, digest(table)) for name, table in tables.items()}
     made = {_key(line): line for line in file.lines if "prompt" in line}
 
-    total, done, finished = len(everyone) * len(clips), 0, 0
+    total, done, finished = len(forms) * len(clips), 0, 0
     for start in range(0, len(clips), batch):
         part = clips[start : start + batch]
         reference: list[Tensor | None] | None = None
-        for name in everyone:
+        for name, form in forms.items():
             lacking = [clip for clip in part if (*keys[name], clip.prompt, clip.seed) not in made]
             if lacking:
                 if finished and until is not None and time.monotonic() > until:
-                    return _report(made, header, timing, keys, clips[:finished])
+                    return _report(made, header, timing, keys, forms, clips[:finished])
                 if reference is None:
                     reference, _ = make_videos(pipe, part, tables["off"])
                 if name == "off":
                     videos, reused = reference, [0.0] * len(part)
                 else:
-                    videos, reused = make_videos(pipe, part, tables[name], kept=stores[name])
+                    videos, reused = make_videos(pipes[form.speed], part, tables[name], kept=form.kept)
                 for line in _lines(keys[name], part, videos, reference, reused, lpips, vmaf, judge):
                     if _key(line) not in made:
                         file.add(line)
@@ -113,7 +129,7 @@ def measure_quality(
             if on_progress is not None:
                 on_progress(done, total)
         finished = start + len(part)
-    return _report(made, header, timing, keys, clips)
+    return _report(made, header, timing, keys, forms, clips)
 
 
 def _key(line: Mapping[str, Any]) -> Key:
@@ -126,21 +142,33 @@ def _times(
     file: ResultFile,
     repeat: int,
     timed_clips: int,
-    kept: str = "plain",
+    kept: str,
+    others: Sequence[Pipeline],
 ) -> dict[str, Any]:
     """Measured, or as they were before: seconds of off, of the policies and of the rivals of fewer steps."""
     named = {name: digest(pipe.schedule(policy)) for name, policy in by_name.items()}
     if (found := file.find(what="times", policies=named)) is not None:
         return found
     stores = ["plain"] if kept == "plain" else ["plain", kept]
-    speed = measure_speed(pipe, list(by_name.values()), repeat=repeat, clips=timed_clips, kept=stores)
-    plain = {row.policy: row for row in speed.rows if row.kept == "plain"}
-    others = {f"{row.policy}, {row.kept}": row for row in speed.rows if row.kept != "plain" and row.reused_share > 0}
-    seconds = {name: row.median / timed_clips for name, row in (plain | others).items()}
+    speed = measure_speed(
+        pipe,
+        list(by_name.values()),
+        repeat=repeat,
+        clips=timed_clips,
+        kept=stores,
+        speeds=[pipe, *others] if others else None,
+    )
+    rows = {
+        Form(row.policy, row.kept, None if row.speed == pipe.speed else row.speed): row
+        for row in speed.rows
+        if row.kept == "plain" or row.reused_share > 0
+    }
+    seconds = {form.name: row.median / timed_clips for form, row in rows.items()}
     warm = 1 if repeat >= _SOME else 0  # kernels are made in the first round
     over = {
-        name: [a / b for a, b in zip(row.seconds, plain[row.policy].seconds, strict=True)][warm:]
-        for name, row in others.items()
+        form.name: [a / b for a, b in zip(row.seconds, rows[Form(form.policy)].seconds, strict=True)][warm:]
+        for form, row in rows.items()
+        if form != Form(form.policy)
     }
 
     def calls(steps: int) -> int:
@@ -157,7 +185,7 @@ def _times(
         scale = seconds["off"] / more.rows[0].median
         seconds |= {row.policy: row.median * scale for row in more.rows[1:]}
     timing = {"what": "times", "policies": named, "seconds": seconds, "rivals": rivals, "machine": speed.machine}
-    timing["reused"] = {name: row.reused_share for name, row in (plain | others).items()}
+    timing["reused"] = {form.name: row.reused_share for form, row in rows.items()}
     timing["over_plain"] = over
     file.add(timing)
     return timing
@@ -208,6 +236,7 @@ def _report(
     header: Mapping[str, Any],
     timing: Mapping[str, Any],
     keys: Mapping[str, tuple[str, str]],
+    forms: Mapping[str, Form],
     clips: Sequence[Clip],
 ) -> QualityReport:
     seconds, rows = timing["seconds"], []
@@ -216,14 +245,19 @@ def _report(
         metrics = [metric for metric in (*METRICS, "vmaf", "adherence") if metric in found[0]]
         values = {m: tuple(math.nan if line[m] is None else float(line[m]) for line in found) for m in metrics}
         reused = sum(line["reused"] for line in found) / len(found)
-        off, own, timed = seconds["off"], seconds[name], timing["reused"].get(name, reused)
+        own, timed = seconds[name], timing["reused"].get(name, reused)
         if timed > 0:  # what decides in the run reuses more of one clip than of another
-            own = off - (off - own) * reused / timed
+            whole = seconds[Form("off", speed=forms[name].speed).name]
+            own = whole - (whole - own) * reused / timed
         over = tuple(timing["over_plain"].get(name, ()))
-        plain = name.rpartition(", ")[0] if over else None
-        rows.append(QualityRow(name, own, off / own, reused, values, timing["rivals"].get(name), plain, over))
+        plain, rival = forms[name].policy if over else None, timing["rivals"].get(name)
+        rows.append(QualityRow(name, own, seconds["off"] / own, reused, values, rival, plain, over))
     about = {key: value for key, value in header.items() if key != "clips"}
     return QualityReport({**about, "machine": timing["machine"]}, len(clips), tuple(rows))
+
+
+def _precision(pipe: Pipeline) -> str:
+    return str(next(pipe.transformer.parameters()).dtype).removeprefix("torch.")
 
 
 def _told(value: float) -> float | None:

@@ -23,7 +23,7 @@ class QualityRow:
     reused: float  # share of all branch calls
     values: Mapping[str, tuple[float, ...]]  # psnr, ssim, lpips and, where judged, adherence: a value for each clip
     rival: str | None  # fewer steps of the same time
-    plain: str | None = None  # the same policy with updates kept as they are, where this one keeps them otherwise
+    plain: str | None = None  # the same policy as it is, where this one keeps updates otherwise or has another speed
     over_plain: tuple[float, ...] = ()  # its time over that one's, round by round
 
     def summary(self, metric: str) -> Summary:
@@ -48,8 +48,8 @@ class QualityReport:
         return paired(row.values[metric], self.row(row.rival).values[metric])
 
     def against_plain(self, row: QualityRow, metric: str) -> Summary | None:
-        """The values with updates kept otherwise, less those with updates as they are."""
-        if row.plain is None or metric not in row.values:
+        """The values with updates kept otherwise, or at another speed, less those of the policy as it is."""
+        if row.plain is None or metric not in row.values or metric not in self.row(row.plain).values:
             return None
         return paired(row.values[metric], self.row(row.plain).values[metric])
 
@@ -59,9 +59,11 @@ class QualityReport:
         h = self.header
         machine = ", ".join(f"{name} {value}" for name, value in h["machine"].items())
         timed, kept = h.get("timed_clips", 1), f", updates also kept as {h['kept']}" if "kept" in h else ""
+        first, *others = h.get("speeds", [""])
+        speeds = f", {first} ({h['precision']}) and at {' and '.join(others)}" if others else ""
         return (
             f"{h['model']}, {h['weights']} weights, {h['steps']} steps, {self.clips} clips"
-            f"{f', timed {timed} together' if timed > 1 else ''}{kept}; {machine}"
+            f"{f', timed {timed} together' if timed > 1 else ''}{kept}{speeds}; {machine}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -96,14 +98,16 @@ class QualityReport:
             if judged:
                 cells.append(row.summary("adherence").text)
             lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join([*lines, *self._kept_otherwise()]) + f"\n\n{self.about}\n"
+        return "\n".join([*lines, *self._made_otherwise()]) + f"\n\n{self.about}\n"
 
-    def _kept_otherwise(self) -> list[str]:
+    def _made_otherwise(self) -> list[str]:
         """Lines of a table of what that costs."""
         rows = [row for row in self.rows if row.plain is not None]
         if not rows:
             return []
-        lines = ["", "| policy, updates kept as | time over as they are | LPIPS more | PSNR dB more |", "|-|-|-|-|"]
+        speeds = self.header.get("speeds")
+        usual = f"policy | time over {speeds[0]}" if speeds else "policy, updates kept as | time over as they are"
+        lines = ["", f"| {usual} | LPIPS more | PSNR dB more |", "|-|-|-|-|"]
         for row in rows:
             more = (self.against_plain(row, metric) for metric in ("lpips", "psnr"))
             cells = [row.policy, summarise(row.over_plain).text, *("-" if m is None else m.text for m in more)]
@@ -118,7 +122,8 @@ def draw_quality(report: QualityReport, path: Path, metric: str = "lpips") -> No
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     shown = [row for row in report.rows if metric in row.values and not row.summary(metric).not_numbers]
-    fewer = sorted((row for row in shown if row.policy.startswith("steps")), key=lambda row: row.seconds)
+    steps = (row for row in shown if row.policy.startswith("steps") and row.plain is None)
+    fewer = sorted(steps, key=lambda row: row.seconds)
     others = [row for row in shown if row not in fewer]
     for rows, style in ((fewer, "o--"), (others, "s")):
         means = [row.summary(metric) for row in rows]
