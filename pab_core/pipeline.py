@@ -171,9 +171,10 @@ class Pipeline:
         """The table that a run with these settings will follow."""
         return schedule_for(self.spec, policy, self.sampler, steps, num_frames, height, width)
 
-    def new_run(self, table: ScheduleTable, kept: str = "plain") -> BroadcastRun:
-        """The state of one run of `denoise`. `kept`: where updates wait, one of broadcast.cache's storages."""
-        return make_run(self.speed, self.device, table, make_store(kept))
+    def new_run(self, table: ScheduleTable, kept: str = "plain", *, recorded: bool = True) -> BroadcastRun:
+        """The state of one run of `denoise`. `kept`: where updates wait, one of broadcast.cache's storages; `recorded`:
+        see acceleration.choice.make_run."""
+        return make_run(self.speed, self.device, table, make_store(kept), recorded)
 
     @torch.no_grad()
     def denoise(

@@ -64,10 +64,17 @@ def use_speed_in_decoding(speed: Speed, device: torch.device, vae: VideoVAE | No
     use_fast_decoders(vae)
 
 
-def make_run(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:
-    """The state of one run at a speed that `choose_speed` gave for the device."""
+def make_run(
+    speed: Speed, device: torch.device, table: ScheduleTable, store: Store, recorded: bool = True
+) -> BroadcastRun:
+    """The state of one run at a speed that `choose_speed` gave for the device.
+
+    Args:
+        recorded: whether steps of a small clip may be recorded; else each takes the time that it takes alone.
+    """
     if speed == "exact" or device.type == "cpu":
         return BroadcastRun(table, store)
     from .recorded_run import RecordedRun
+    from .run import FusedRun
 
-    return RecordedRun(table, store)
+    return RecordedRun(table, store) if recorded else FusedRun(table, store)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..broadcast import ScheduleTable
@@ -31,6 +32,7 @@ class RecordedRun(FusedRun):
         super().__init__(table, store)
         self._recorder = Recorder()
         self._recording = False  # or what might be: then groups are left to run_blocks
+        self._ahead: dict[tuple[Branch, Branch], list[int]] = {}  # steps that compute all, of the first to the last
 
     def run_blocks(self, blocks: Sequence[Any], start: Callable[[], Tensor], cond: Any) -> Tensor:
         stream = self._stream(start())
@@ -58,7 +60,8 @@ class RecordedRun(FusedRun):
 
     def _records(self, x: Tensor) -> bool:
         """Whether it is worth it."""
-        return x.is_cuda and x.numel() <= MOST_VALUES
+        # Of memory that CUDA itself hands out (ComfyUI's default) a start may want more, and then it is too late.
+        return x.is_cuda and x.numel() <= MOST_VALUES and torch.cuda.get_allocator_backend() == "native"
 
     def _computes_all(self, branches: Sequence[Branch], step: int | None = None) -> bool:
         """Whether all of them are computed at a step, by default the present one, and none is kept by itself."""
@@ -72,9 +75,11 @@ class RecordedRun(FusedRun):
 
     def _recorded(self, blocks: Sequence[Any], branches: Sequence[Branch], x: Tensor, cond: Any) -> Tensor:
         """What the blocks make of x; nothing is kept."""
-        left = self.table.steps - self.step  # where the run decides, at the most
-        if self.table.decide is None:
-            left = sum(self._computes_all(branches, i) for i in range(self.step, self.table.steps))
+        ends = branches[0], branches[-1]
+        if ends not in self._ahead:  # where the run decides, any step may
+            steps, decided = range(self.table.steps), self.table.decide is None
+            self._ahead[ends] = [i for i in steps if not decided or self._computes_all(branches, i)]
+        left = sum(i >= self.step for i in self._ahead[ends])
 
         def compute(x: Tensor, cond: Any) -> Tensor:
             self._recording = True
@@ -83,7 +88,7 @@ class RecordedRun(FusedRun):
             finally:
                 self._recording = False
 
-        return self._recorder((self.lane, x.shape), (branches[0], branches[-1]), compute, x, cond, left)
+        return self._recorder((self.lane, x.shape), ends, compute, x, cond, left)
 
     def _due(self, branch: Branch) -> tuple[int, int | None, tuple[Branch, ...] | None]:
         source, last, group = super()._due(branch)

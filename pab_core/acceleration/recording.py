@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 LEAST_STARTS = 6  # of a record: making one takes about as long as three steps that are not recorded
 Compute = Callable[[Tensor, Any], Tensor]  # x and the conditioning -> x
 Start = Callable[[], None]
+_RECORDING = Lock()  # memory is given back before a record is made, and cannot be while another is
 
 
 @dataclass
@@ -53,6 +56,11 @@ class Recorder:
         for name, value in _tensors(own_cond).items():
             value.copy_(getattr(cond, name))
         start()
+        if left == 1:  # while a clip is decoded, memory is needed elsewhere
+            del self._starts[key]
+            if not any(self._starts.values()):
+                self._inputs.clear()
+                self._pool = None
         return own_x
 
     def owns(self, x: Tensor) -> bool:
@@ -62,31 +70,40 @@ class Recorder:
     def _record(self, place: Any, compute: Compute, x: Tensor, cond: Any) -> Start | None:
         """None: it cannot be, and nothing more is recorded."""
         try:
-            if self._pool is None:
-                self._pool = new_pool()
-            if place not in self._inputs:
-                self._inputs[place] = x.clone(), replace(cond, **{k: v.clone() for k, v in _tensors(cond).items()})
-            own_x, own_cond = self._inputs[place]
-            return record(lambda: own_x.copy_(compute(own_x, own_cond)), x.device, self._pool)
+            with _RECORDING:
+                if self._pool is None:
+                    self._pool = new_pool()
+                if place not in self._inputs:
+                    self._inputs[place] = x.clone(), replace(cond, **{k: v.clone() for k, v in _tensors(cond).items()})
+                own_x, own_cond = self._inputs[place]
+                return record(lambda: own_x.copy_(compute(own_x, own_cond)), x.device, self._pool)
         except torch.cuda.OutOfMemoryError:
             pass  # a record takes more, without which the clip may well fit
-        except RuntimeError as error:
+        except Exception as error:  # whatever a kernel's package raises: it has been computed so before
             said = str(error).strip().splitlines() or [type(error).__name__]
             warnings.warn(
                 f"This GPU's work cannot be recorded ({said[0]}): the result is the same, small clips take longer.",
                 stacklevel=2,
             )
         self._gave_up = True
+        self._inputs.pop(place, None)
         return None
 
 
 def new_pool() -> Any:
+    torch.cuda.empty_cache()  # what records of earlier runs had is given back only so
     return torch.cuda.graph_pool_handle()
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all records: a library keeps working memory for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 def record(compute: Callable[[], Any], device: torch.device, pool: Any) -> Start:
     """-> what computes it."""
-    graph, stream, now = torch.cuda.CUDAGraph(), torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    graph, stream, now = torch.cuda.CUDAGraph(), recording_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(now)
     with torch.cuda.stream(stream):
         # Other threads of the process may use the GPU meanwhile.

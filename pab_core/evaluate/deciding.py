@@ -123,6 +123,10 @@ def _fused() -> type[Apart]:
     class FusedRunApart(Apart, FusedRun):
         """In fused operations."""
 
+        def _keep_sum(self, stream: Any, key: Key, cond: Any) -> None:
+            # Blended before it is turned into eight bits.
+            self._keep(key, self._sums.pop(key), cond)
+
         def _compute_in_group(
             self, stream: Any, block: Any, branch: Branch, update: Update, cond: Any, last: int | None, shared: Any
         ) -> None:

@@ -83,8 +83,8 @@ class RankPipeline(Pipeline):
         """The pipeline around which this one is, with the modules and settings that this one has now."""
         return replace(self.whole, **fields_of(self))
 
-    def new_run(self, table: ScheduleTable, kept: str = "plain") -> BroadcastRun:
-        return self.inner().new_run(table, kept)
+    def new_run(self, table: ScheduleTable, kept: str = "plain", *, recorded: bool = True) -> BroadcastRun:
+        return self.inner().new_run(table, kept, recorded=recorded)
 
     def denoise(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.inner().denoise(*args, **kwargs)

@@ -37,13 +37,13 @@ def apart_by(table: ScheduleTable, threshold: float) -> ScheduleTable:
     return TeaCache(threshold, (1.0, 0.0)).resolve(table.timesteps, table.branches)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_each_clip_is_decided_as_if_it_were_alone(family: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("family", "kept"), [*((family, "plain") for family in CONFIGS), ("stdit3", "fp8")])
+def test_each_clip_is_decided_as_if_it_were_alone(family: str, kept: str, monkeypatch: pytest.MonkeyPatch):
     pipe = random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], height=32, width=32, steps=6)
     first = pipe.schedule(TeaCache(1.0, (1.0, 0.0)))
     for threshold in (0.05, 0.1, 0.2, 0.3, 0.5, 0.8):
         table = apart_by(first, threshold)
-        alone = [pipe.new_run(table) for _ in range(CLIPS)]
+        alone = [pipe.new_run(table, kept) for _ in range(CLIPS)]
         latents = [denoise(pipe, run, [clip]) for clip, run in enumerate(alone)]
         shares = [run.taken.reused_share() for run in alone]
         if len(set(shares)) > 1:
@@ -52,7 +52,7 @@ def test_each_clip_is_decided_as_if_it_were_alone(family: str, monkeypatch: pyte
         pytest.fail("All clips reuse alike at every threshold: the test says nothing.")
     for kind in (BroadcastRun, FusedRun):
         monkeypatch.setattr(Pipeline, "new_run", lambda self, table, kept, kind=kind: kind(table, make_store(kept)))
-        together = run_apart(pipe, table, "plain", CLIPS)
+        together = run_apart(pipe, table, kept, CLIPS)
         assert isinstance(together, kind)
         found = denoise(pipe, together, list(range(CLIPS)))
         assert together.reused_shares() == pytest.approx(shares)

@@ -102,6 +102,7 @@ def test_a_recorded_run_gives_the_plain_runs_results(family: str, policy: str, r
     assert run.kept_bytes == plain.kept_bytes
     assert 0.9 * plain.peak_bytes <= run.peak_bytes <= plain.peak_bytes
     assert plain.taken.reused_share() == run.taken.reused_share()
+    assert not run._recorder._inputs, "what a record held would lack where the clip is decoded"
     if policy == "off":  # positions are added after the first block of the other two
         assert starts == [table.steps - 1] * (1 if family == "stdit3" else 2)
 
@@ -138,7 +139,7 @@ def test_what_cannot_be_recorded_is_computed(
     assert all(one.startswith("This GPU's work cannot be recorded (operation not permitted):") for one in said)
 
 
-def test_small_clips_on_gpus_are_recorded():
+def test_small_clips_on_gpus_are_recorded(monkeypatch: pytest.MonkeyPatch):
     """Of what the GPU is slower with nothing is: it takes memory, and gains nothing."""
     table = tiny("stdit3").schedule("off")
     run = make_run("fast", torch.device("cuda"), table, make_store())
@@ -150,6 +151,9 @@ def test_small_clips_on_gpus_are_recorded():
         def __init__(self, values: int):
             self.numel = lambda: values
 
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
+    assert not run._records(OnGPU(MOST_VALUES))  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
     assert run._records(OnGPU(MOST_VALUES))  # pyright: ignore[reportArgumentType]
     assert not run._records(OnGPU(MOST_VALUES + 1))  # pyright: ignore[reportArgumentType]
     assert not run._records(torch.zeros(1))
