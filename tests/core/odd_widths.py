@@ -29,7 +29,8 @@ FRAMES = {"stdit3": 17, "latte": 3, "open-sora-plan": 9}
 
 
 def tiny(family: str, **size: int) -> Pipeline:
-    return random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], **SIZE | size)
+    settings: dict[str, Any] = SIZE | size
+    return random_pipe(family, CONFIGS[family], num_frames=FRAMES[family], **settings)
 
 
 def denoise(pipe: Pipeline, run: BroadcastRun, given: bool = False) -> Tensor:
