@@ -88,9 +88,7 @@ def test_it_knows_the_weights_that_are_there_when_offloaded(name: str, mode: Mod
 
 @pytest.mark.parametrize("name", ["stdit3", "latte, half", "plan"])
 def test_it_knows_updates_in_eight_bits(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        pipeline, "make_run", lambda _speed, _device, table, _store: BroadcastRun(table, make_store("fp8"))
-    )
+    monkeypatch.setattr(pipeline, "make_run", lambda _speed, _device, table, *_: BroadcastRun(table, make_store("fp8")))
     pipe = model(name)
     peak = said(pipe, "pab246", kept="fp8")
     assert peak.working == pytest.approx(lived(pipe, "pab246"), rel=0.1)
@@ -108,7 +106,7 @@ def test_it_knows_what_stays_of_updates_on_the_host(name: str, monkeypatch: pyte
             super().keep(key, value)
             most = max(most, self.held_bytes)
 
-    def run(_speed: Any, _device: Any, table: Any, _store: Any) -> BroadcastRun:
+    def run(_speed: Any, _device: Any, table: Any, *_: Any) -> BroadcastRun:
         made.append(Watched())
         return BroadcastRun(table, made[-1])
 

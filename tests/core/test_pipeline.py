@@ -47,11 +47,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[BroadcastRun]:
     """The run states that the pipeline makes in this test, in order."""
     made: list[BroadcastRun] = []
 
-    def recorded(speed: Speed, device: torch.device, table: ScheduleTable, store: Store) -> BroadcastRun:
-        made.append(make_run(speed, device, table, store))
+    def noted(speed: Speed, device: torch.device, table: ScheduleTable, store: Store, recorded: bool) -> BroadcastRun:
+        made.append(make_run(speed, device, table, store, recorded))
         return made[-1]
 
-    monkeypatch.setattr(pipeline, "make_run", recorded)
+    monkeypatch.setattr(pipeline, "make_run", noted)
     return made
 
 
