@@ -77,8 +77,8 @@ class RecordedRun(FusedRun):
         """What the blocks make of x; nothing is kept."""
         ends = branches[0], branches[-1]
         if ends not in self._ahead:  # where the run decides, any step may
-            steps, decided = range(self.table.steps), self.table.decide is None
-            self._ahead[ends] = [i for i in steps if not decided or self._computes_all(branches, i)]
+            steps, known = range(self.table.steps), self.table.decide is None
+            self._ahead[ends] = [i for i in steps if not known or self._computes_all(branches, i)]
         left = sum(i >= self.step for i in self._ahead[ends])
 
         def compute(x: Tensor, cond: Any) -> Tensor:

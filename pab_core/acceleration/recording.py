@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LEAST_STARTS = 6  # of a record: making one takes about as long as three steps that are not recorded
+LEAST_STARTS = 6  # of a record: making one takes longer than a step, by the times of whole loops about three
 Compute = Callable[[Tensor, Any], Tensor]  # x and the conditioning -> x
 Start = Callable[[], None]
 _RECORDING = Lock()  # memory is given back before a record is made, and cannot be while another is
@@ -59,8 +59,7 @@ class Recorder:
         if left == 1:  # while a clip is decoded, memory is needed elsewhere
             del self._starts[key]
             if not any(self._starts.values()):
-                self._inputs.clear()
-                self._pool = None
+                self._let_go()
         return own_x
 
     def owns(self, x: Tensor) -> bool:
@@ -86,8 +85,14 @@ class Recorder:
                 stacklevel=2,
             )
         self._gave_up = True
-        self._inputs.pop(place, None)
+        self._let_go()
         return None
+
+    def _let_go(self) -> None:
+        """Of the memory of all records."""
+        self._starts.clear()
+        self._inputs.clear()
+        self._pool = None
 
 
 def new_pool() -> Any:
