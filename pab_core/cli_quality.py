@@ -78,7 +78,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             from .devices import check_device
             from .evaluate.quality import measure_quality
             from .evaluate.quality_report import draw_quality
-            from .evaluate.quality_speeds import check_speeds, load_beside
+            from .evaluate.quality_speeds import check_beside, load_beside
             from .evaluate.results import write_report
             from .settings import schedule_for
 
@@ -97,7 +97,7 @@ def command(what: str, told: str, choose: Choose, usual: int, seeds: str) -> Cal
             make_store(kept)
             timed, limit = count_of(timed_clips, "clips"), seconds_of(seconds)
             folder, computes_on, speeds = output.expanduser(), check_device(device), speed or []
-            check_speeds(spec, speeds, computes_on)
+            check_beside(spec, speeds, computes_on)
             metric, vmaf = lpips_of(lpips, no_lpips, computes_on), vmaf_of(no_vmaf)
             with resumable(folder), progress() as show:
                 show("load", 0, 0)

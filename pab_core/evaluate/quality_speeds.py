@@ -16,7 +16,7 @@ from ..pipeline import Pipeline
 OTHER_SPEEDS = ("fast", "fp8")
 
 
-def check_speeds(spec: ModelSpec, speeds: Sequence[str], device: torch.device) -> None:
+def check_beside(spec: ModelSpec, speeds: Sequence[str], device: torch.device) -> None:
     """PabError where these are no speeds beside exact, or the device cannot do them: asked before anything is made."""
     for speed in speeds:
         if speed not in OTHER_SPEEDS:
@@ -31,7 +31,7 @@ def check_speeds(spec: ModelSpec, speeds: Sequence[str], device: torch.device) -
 
 
 def load_beside(found: Checkpoint, speeds: Sequence[str], device: torch.device) -> list[Pipeline]:
-    """Exact, and these speeds that `check_speeds` passed, all of one precision: what of them is equal is there once.
+    """Exact, and these speeds that `check_beside` passed, all of one precision: what of them is equal is there once.
 
     Without any, the model alone, as it is loaded for a video.
     """

@@ -23,7 +23,7 @@ from pab_core.evaluate.generation import Clip, make_videos
 from pab_core.evaluate.metrics import compare
 from pab_core.evaluate.quality import measure_quality
 from pab_core.evaluate.quality_report import QualityReport, QualityRow, draw_quality
-from pab_core.evaluate.quality_speeds import check_speeds, load_beside
+from pab_core.evaluate.quality_speeds import check_beside, load_beside
 from pab_core.models.fp8 import Fp8Linear
 from pab_core.models.registry import model_spec
 from pab_core.pipeline import Pipeline
@@ -271,11 +271,11 @@ def test_a_gpu_is_asked_for_eight_bits_in_bfloat16(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("pab_core.evaluate.quality_speeds.choose_speed", choose)
     spec, gpu = model_spec("demo"), torch.device("cuda")
-    check_speeds(spec, ["fast"], gpu)
-    check_speeds(spec, ["fast", "fp8"], gpu)
+    check_beside(spec, ["fast"], gpu)
+    check_beside(spec, ["fast", "fp8"], gpu)
     assert asked == [torch.float32, torch.bfloat16, torch.bfloat16]
     with pytest.raises(PabError, match=r"^A GPU is too old\. So the speed fp8 cannot be measured"):
-        check_speeds(spec, ["fp8"], gpu)
+        check_beside(spec, ["fp8"], gpu)
 
 
 def test_fewer_steps_at_another_speed_are_not_of_the_line_of_fewer_steps(
